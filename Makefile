@@ -1,0 +1,68 @@
+# Needs python3 (3.11 or newer) with venv, and make. Everything else lands in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Resolve to the versions that the tests ran with; see constraints.txt.
+INSTALL := $(PIP) install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format test-exporter proto proto-check samples clean
+
+help: ## Shows this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.run ## Sets up, then finds a map in a sample archive from a bad picture of it
+	$(BIN)/mapseek demo
+
+test: $(VENV)/.dev ## Sets up, then runs the tests (no torch, no GPU, no network)
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev proto-check ## Format, lint, types, import rules, drift of the generated stubs
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Formats and fixes what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+test-exporter: $(VENV)/.exporter ## Installs torch and Optimum as well, then tests exporting and training
+	$(BIN)/python -m pytest tests/exporter tests/training
+
+proto: $(VENV)/.dev ## Generates the stubs from proto/ anew
+	@$(call protoc,proto)
+
+proto-check: $(VENV)/.dev
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call protoc,$$out) && \
+	for file in $$(cd "$$out" && find . -type f); do \
+	  cmp "$$out/$$file" "proto/$$file" || { echo "stubs differ from the proto: run make proto"; exit 1; }; \
+	done
+
+samples: $(VENV)/.dev ## Draws the sample archive of the demo anew
+	$(BIN)/python -m benchmarks.samples
+
+clean: ## Removes what the targets above made
+	rm -rf $(VENV) demo-out
+
+# Fills a folder with the stubs. protoc finds its mypy plug-in on the PATH.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+  $$(find proto -name '*.proto')
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("mapseek needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[cpu,dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.exporter: $(VENV)/.dev
+	$(INSTALL) -e '.[cpu,dev,exporter]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The searching side: the archive of pictures, what fills it, and what asks it."""

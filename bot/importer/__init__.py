@@ -1,0 +1,1 @@
+"""Pictures that enter the archive without Discord: folders and DiscordChatExporter exports."""

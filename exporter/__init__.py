@@ -1,0 +1,1 @@
+"""From a CLIP checkpoint to the verified ONNX artifact that the server loads."""
