@@ -41,7 +41,7 @@ proto-check: $(VENV)/.dev
 	done
 
 samples: $(VENV)/.dev ## Draws the sample archive of the demo anew
-	$(BIN)/python -m benchmarks.samples
+	$(BIN)/python -m benchmarks.sample_archive
 
 clean: ## Removes what the targets above made
 	rm -rf $(VENV) demo-out

@@ -105,9 +105,9 @@ def draw(folder: Path) -> Path:
     media.mkdir(exist_ok=True)
     messages: list[dict[str, object]] = []
     for number, sample in enumerate(sample_maps()):
-        files = [_render(sample, number)]
+        files = [_screenshot(sample, number)] if sample.screenshot else [_render(sample)]
         if number in _POSTED_TWICE:
-            files.append(_screenshot(sample, number))
+            files = [_render(sample), _screenshot(sample, number)]
         messages.append(_message(sample, number, files, media))
     document = {
         "guild": _GUILD,
@@ -122,9 +122,7 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _render(sample: SampleMap, number: int) -> tuple[str, bytes]:
-    if sample.screenshot:
-        return _screenshot(sample, number)
+def _render(sample: SampleMap) -> tuple[str, bytes]:
     image = Image.fromarray(map_pixels(sample)).quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

@@ -3,15 +3,22 @@
 The tree::
 
     EmbeddingError
-    ├── InvalidInputError    the picture or the text is at fault; sending it again will not help
-    ├── UnsupportedError     the model that is served cannot do this
-    ├── OverloadedError      the server is full; try again in `retry_after_ms`
-    ├── ShuttingDownError    the server is draining; try another one
-    └── InferenceError       the model failed; the caller is told nothing more
-        └── EngineMemoryError  the batch did not fit; a smaller one may
+    ├── InvalidInputError      the picture or the text is at fault; sending it again will not help
+    ├── UnsupportedError       the model that is served cannot do this
+    ├── OverloadedError        the server is full; try again in `retry_after_ms`
+    ├── UnavailableError       no server takes work there (yet, or any more); try again later
+    │   └── ShuttingDownError    the server is draining; try another one
+    ├── DeadlineError          the answer did not come in time
+    ├── UnauthenticatedError   the server wants a token, and this was missing or wrong
+    ├── ModelChangedError      the server came back with another model; start over
+    └── InferenceError         the model failed; the caller is told nothing more
+        └── EngineMemoryError    the batch did not fit; a smaller one may
+
+The server raises the ones it knows; `inference.client` raises the same types on the caller's side.
+The table from these to gRPC status codes is in `inference.service`, the table back in
+`inference.client.status`.
 
 `StartupError` stands apart: it ends the process before it serves, with a sentence for the operator.
-The one table from these to gRPC status codes is in `inference.service`.
 """
 
 
@@ -39,8 +46,29 @@ class OverloadedError(EmbeddingError):
         self.retry_after_ms = retry_after_ms
 
 
-class ShuttingDownError(EmbeddingError):
+class UnavailableError(EmbeddingError):
+    """No server takes work there: it is starting, draining, failing or gone."""
+
+
+class ShuttingDownError(UnavailableError):
     """The server is draining and takes nothing new."""
+
+    def __init__(
+        self, message: str = "The server is shutting down: send the request to another one."
+    ) -> None:
+        super().__init__(message)
+
+
+class DeadlineError(EmbeddingError):
+    """The answer did not come before the caller's deadline."""
+
+
+class UnauthenticatedError(EmbeddingError):
+    """The server wants a bearer token, and it was missing or wrong."""
+
+
+class ModelChangedError(EmbeddingError):
+    """Answers came from two models; their embeddings must never be compared."""
 
 
 class InferenceError(EmbeddingError):

@@ -125,6 +125,7 @@ class Stats:
         pictures: How many in all.
         by_model: How many per model id.
         by_channel: How many per (guild id, channel id).
+        channel_names: What the channels were called at their newest picture, where that is known.
         newest: When the newest picture was posted; None while empty.
         size_bytes: Size on disk where it is known.
     """
@@ -132,6 +133,7 @@ class Stats:
     pictures: int
     by_model: dict[str, int] = field(default_factory=dict)
     by_channel: dict[tuple[str, str], int] = field(default_factory=dict)
+    channel_names: dict[tuple[str, str], str] = field(default_factory=dict)
     newest: datetime | None = None
     size_bytes: int | None = None
 
@@ -146,6 +148,8 @@ class Selection:
         message_ids: Of these messages.
         user_id: By this author.
         attachment_ids: With these attachment ids.
+
+    An empty set matches nothing; None leaves the field out.
     """
 
     guild_id: str | None = None
@@ -165,13 +169,24 @@ class ImageArchive(Protocol):
     async def upsert_many(self, entries: Sequence[Entry]) -> None:
         """Stores entries, replacing those of the same key and model. All or nothing.
 
+        Models share what is known about a picture: the newest word counts. Where its bytes have
+        changed (another `content_hash`), vectors that other models made of the old bytes go.
+
         Raises:
-            ArchiveError: A vector has the wrong length for its model or is not of unit length.
+            ArchiveError: A vector has the wrong length for its model, is not of unit length or
+                holds a number that is not finite; or `posted_at` has no timezone.
         """
         ...
 
     async def search(self, query: Query) -> list[Match]:
-        """The nearest pictures, best first; equal scores by oldest post first."""
+        """The nearest pictures, best first; equal scores by oldest post first.
+
+        An archive that holds nothing of the query's model finds nothing.
+
+        Raises:
+            ArchiveError: The query's vector has the wrong length for its model or is not of unit
+                length, or its limit is under 1.
+        """
         ...
 
     async def delete(self, selection: Selection) -> int:
@@ -182,8 +197,15 @@ class ImageArchive(Protocol):
         """
         ...
 
-    async def seen(self, keys: Iterable[PictureKey], model_id: str) -> set[PictureKey]:
-        """Those of the keys that are stored with a vector of this model."""
+    async def seen(self, keys: Iterable[PictureKey], model_id: str | None) -> set[PictureKey]:
+        """Those of the keys that are stored with a vector of this model; None for any model."""
+        ...
+
+    async def embeddings(self, content_hashes: Iterable[str], model_id: str) -> dict[str, Vector]:
+        """Vectors that this model has already made of files with these bytes, by hash.
+
+        A picture that is posted again need not be embedded again.
+        """
         ...
 
     async def stats(self) -> Stats:

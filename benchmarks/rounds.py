@@ -1,0 +1,312 @@
+"""What `bench serve` measured, round by round, and what it comes to."""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.latency import Latency
+from benchmarks.limit import Pace, Recipe, Single
+from benchmarks.load import Load
+from benchmarks.memory import MIB
+from benchmarks.report import Cell, Table
+
+_REFUSED = "RESOURCE_EXHAUSTED"
+_NAN = float("nan")
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """The measurements of one round.
+
+    Attributes:
+        limit: The best arrangement without a server.
+        single: One picture at a time without a server.
+        closed: Closed loops, by callers.
+        server_cpu_s: The server's CPU time over each closed loop, where its process is known.
+        open: Open loops, by share of the capacity.
+        rates: Requests per second of the open loops.
+    """
+
+    limit: Pace | None = None
+    single: Single | None = None
+    closed: dict[int, Load] = field(default_factory=dict)
+    server_cpu_s: dict[int, float] = field(default_factory=dict)
+    open: dict[float, Load] = field(default_factory=dict)
+    rates: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """All rounds so far.
+
+    Attributes:
+        recipe: The best arrangement without a server.
+        rounds: The last one may be unfinished.
+        cold_start_s: From the start of the process to SERVING, where the server is ours.
+        rss_at_start_bytes: Its resident memory after warm-up.
+        rss_at_end_bytes: And after all the load.
+        complete: Whether everything was measured.
+    """
+
+    recipe: Recipe | None = None
+    rounds: list[Round] = field(default_factory=list)
+    cold_start_s: float | None = None
+    rss_at_start_bytes: int | None = None
+    rss_at_end_bytes: int | None = None
+    complete: bool = True
+
+    def capacity(self, callers: int) -> float:
+        """Median throughput of the closed loops with this many callers."""
+        return _median(
+            now.closed[callers].throughput for now in self.rounds if callers in now.closed
+        )
+
+    def limit(self) -> float:
+        """Median throughput without a server."""
+        return _median(now.limit.throughput for now in self.rounds if now.limit)
+
+    def ratio_to_limit(self, callers: int) -> float:
+        """Throughput over the limit's, the median over the rounds."""
+        return _median(
+            now.closed[callers].throughput / now.limit.throughput
+            for now in self.rounds
+            if now.limit and callers in now.closed
+        )
+
+    def ratio_to_single(self, callers: int) -> float:
+        """Median latency over that of one decode plus one run, the median over the rounds."""
+        return _median(
+            Latency.of(now.closed[callers].latencies_s).p50_ms
+            / Latency.of(now.single.total_s).p50_ms
+            for now in self.rounds
+            if now.single and now.closed.get(callers) and now.closed[callers].latencies_s
+        )
+
+    def closed_latency(self, callers: int) -> Latency:
+        """Latencies of all rounds' closed loops together."""
+        return Latency.of(
+            [
+                s
+                for now in self.rounds
+                if callers in now.closed
+                for s in now.closed[callers].latencies_s
+            ]
+        )
+
+    def open_latency(self, share: float) -> Latency:
+        """Latencies of all rounds' open loops together."""
+        return Latency.of(
+            [s for now in self.rounds if share in now.open for s in now.open[share].latencies_s]
+        )
+
+    def single_latency(self, part: Callable[[Single], Sequence[float]]) -> Latency:
+        """A part of the work on one picture alone, over all rounds."""
+        return Latency.of([s for now in self.rounds if now.single for s in part(now.single)])
+
+    def tables(self) -> list[Table]:
+        """The figures for people."""
+        return [self._throughput(), self._open_loops(), self._process()]
+
+    def data(self) -> dict[str, Any]:
+        """The figures for machines, and every single measurement but the latencies."""
+        return {
+            "recipe": self.recipe,
+            "limit_images_per_s": self.limit(),
+            "single": {
+                "decode": self.single_latency(lambda single: single.decode_s),
+                "run": self.single_latency(lambda single: single.run_s),
+                "total": self.single_latency(lambda single: single.total_s),
+            },
+            "closed": [
+                {
+                    "callers": callers,
+                    "images_per_s": self.capacity(callers),
+                    "ratio_to_limit": self.ratio_to_limit(callers),
+                    "ratio_to_single": self.ratio_to_single(callers),
+                    "latency": self.closed_latency(callers),
+                    "server_cpu_ms_per_image": self._server_cpu_ms(callers),
+                    "load_cpu_cores": self._load_cpu(callers),
+                    "codes": self._codes(now.closed.get(callers) for now in self.rounds),
+                }
+                for callers in self.callers()
+            ],
+            "open": [
+                {
+                    "share": share,
+                    "rate": self.rate(share),
+                    "goodput": self._goodput(share),
+                    "latency": self.open_latency(share),
+                    "latest_departure_ms": self._lateness_ms(share),
+                    "codes": self._codes(now.open.get(share) for now in self.rounds),
+                }
+                for share in self.shares()
+            ],
+            "rounds": [
+                {
+                    "limit_images_per_s": now.limit.throughput if now.limit else None,
+                    "single_p50_ms": Latency.of(now.single.total_s).p50_ms if now.single else None,
+                    "closed_images_per_s": {n: load.throughput for n, load in now.closed.items()},
+                    "open_goodput": {n: load.throughput for n, load in now.open.items()},
+                }
+                for now in self.rounds
+            ],
+            "cold_start_s": self.cold_start_s,
+            "rss_at_start_bytes": self.rss_at_start_bytes,
+            "rss_at_end_bytes": self.rss_at_end_bytes,
+        }
+
+    def _throughput(self) -> Table:
+        single = self.single_latency(lambda single: single.total_s)
+        limit_cpu_ms = _median(now.limit.cpu_ms_per_image for now in self.rounds if now.limit)
+        rows: list[Sequence[Cell]] = [
+            ("no server, best", self.limit(), 1.0, *_percentiles(None), None, limit_cpu_ms),
+            (
+                "no server, one by one",
+                1000 / single.mean_ms if single.count else None,
+                None,
+                *_percentiles(single),
+                1.0,
+                None,
+            ),
+        ]
+        rows += [
+            (
+                f"{callers} caller" + "s" * (callers > 1),
+                self.capacity(callers),
+                self.ratio_to_limit(callers),
+                *_percentiles(self.closed_latency(callers)),
+                self.ratio_to_single(callers),
+                self._server_cpu_ms(callers),
+            )
+            for callers in self.callers()
+        ]
+        notes = [f"no server, best: {self.recipe}"] if self.recipe else []
+        notes += [
+            f"{callers} callers took {self._load_cpu(callers):.2f} cores for themselves"
+            for callers in self.callers()[-1:]
+        ]
+        notes += [
+            f"not answered well, {callers} callers: {_told(codes)}"
+            for callers in self.callers()
+            if (codes := self._codes(now.closed.get(callers) for now in self.rounds)).keys()
+            - {"OK"}
+        ]
+        return Table(
+            title="Closed loop: who has an answer sends the next request",
+            columns=(
+                "",
+                "images/s",
+                "x limit",
+                "p50 ms",
+                "p90 ms",
+                "p99 ms",
+                "p50 x one by one",
+                "CPU ms/image",
+            ),
+            rows=rows,
+            notes=notes,
+        )
+
+    def _open_loops(self) -> Table:
+        late_ms = max(map(self._lateness_ms, self.shares()), default=0.0)
+        rows: list[Sequence[Cell]] = []
+        for share in self.shares():
+            codes = self._codes(now.open.get(share) for now in self.rounds)
+            sent = sum(codes.values())
+            refused = codes.get(_REFUSED, 0)
+            failed = sent - refused - codes.get("OK", 0)
+            rows.append(
+                (
+                    f"{share:g} x capacity",
+                    self.rate(share),
+                    self._goodput(share),
+                    *_percentiles(self.open_latency(share)),
+                    f"{refused / sent:.1%}" if sent else None,
+                    f"{failed / sent:.1%}" if sent else None,
+                )
+            )
+        return Table(
+            title="Open loop: Poisson arrivals, latency from the intended moment of sending",
+            columns=(
+                "load",
+                "sent/s",
+                "answered/s",
+                "p50 ms",
+                "p90 ms",
+                "p99 ms",
+                "refused",
+                "failed",
+            ),
+            rows=rows,
+            notes=[f"the latest request left {late_ms:.1f} ms after its moment"],
+        )
+
+    def _process(self) -> Table:
+        def mib(size: int | None) -> Cell:
+            return size / MIB if size is not None else None
+
+        return Table(
+            title="The server's process",
+            columns=("", ""),
+            rows=[
+                ("cold start to SERVING, s", self.cold_start_s),
+                ("resident memory after warm-up, MiB", mib(self.rss_at_start_bytes)),
+                ("resident memory after all the load, MiB", mib(self.rss_at_end_bytes)),
+            ],
+        )
+
+    def callers(self) -> list[int]:
+        """Numbers of callers that were measured."""
+        return sorted({callers for now in self.rounds for callers in now.closed})
+
+    def shares(self) -> list[float]:
+        """Shares of the capacity that were measured."""
+        return sorted({share for now in self.rounds for share in now.open})
+
+    def rate(self, share: float) -> float:
+        """Median rate of the open loops at this share, in requests per second."""
+        return _median(now.rates[share] for now in self.rounds if share in now.open)
+
+    def _goodput(self, share: float) -> float:
+        return _median(now.open[share].throughput for now in self.rounds if share in now.open)
+
+    def _lateness_ms(self, share: float) -> float:
+        return max(now.open[share].late_s * 1000 for now in self.rounds if share in now.open)
+
+    def _server_cpu_ms(self, callers: int) -> float:
+        return _median(
+            now.server_cpu_s[callers] / now.closed[callers].answered * 1000
+            for now in self.rounds
+            if callers in now.server_cpu_s and now.closed[callers].answered
+        )
+
+    def _load_cpu(self, callers: int) -> float:
+        return _median(
+            now.closed[callers].cpu_s / now.closed[callers].seconds
+            for now in self.rounds
+            if callers in now.closed
+        )
+
+    @staticmethod
+    def _codes(loads: Iterable[Load | None]) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for load in loads:
+            total.update(load.codes if load else {})
+        return dict(total)
+
+
+def _median(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.median(found) if found else _NAN
+
+
+def _percentiles(latency: Latency | None) -> tuple[Cell, Cell, Cell]:
+    if latency is None:
+        return None, None, None
+    return latency.p50_ms, latency.p90_ms, latency.p99_ms
+
+
+def _told(codes: dict[str, int]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in sorted(codes.items()) if code != "OK")

@@ -1,0 +1,228 @@
+"""`mapseek bench serve`: the server against what the same machine can do without a server.
+
+Everything is measured in rounds, each with a little of everything, so that a machine that is busy
+with other work disturbs all figures alike; ratios are taken within a round, and their median over
+the rounds is reported.
+"""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+from mapseek.v1 import embedding_pb2 as pb
+from mapseek.v1 import embedding_pb2_grpc
+
+from benchmarks.limit import Limit, Recipe
+from benchmarks.load import ClosedLoop, LoadProcess, OpenLoop
+from benchmarks.machine import this_machine
+from benchmarks.memory import cpu_s, rss_bytes
+from benchmarks.pictures import screenshots
+from benchmarks.report import Report
+from benchmarks.rounds import Measured, Round
+from benchmarks.server_process import RunningServer, run_server
+from inference.artifact import Artifact
+from inference.errors import StartupError
+
+# How long a request of an open loop waits for its answer before it counts as failed.
+_PATIENCE_S = 10.0
+
+# Told what is going on, and which share of the work is done.
+Progress = Callable[[str, float], None]
+Step = tuple[str, Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """What to measure.
+
+    Attributes:
+        model: The model folder; also of a server that runs already, for the limit.
+        server: HOST:PORT of a server that runs already; None starts one.
+        token: Its bearer token.
+        rounds: How often everything is measured.
+        seconds: How long each measurement of a round takes.
+        callers: Numbers of callers of the closed loops.
+        loads: Rates of the open loops, as shares of the throughput with the most callers.
+        pictures: How many different screenshots are sent.
+        search_s: How long each arrangement is tried in the search for the limit.
+        provider: The onnxruntime provider of the limit and of the server.
+        settings: More `MAPSEEK_*` settings for the server, by lower-case name without the prefix.
+    """
+
+    model: Path
+    server: str | None = None
+    token: str = ""
+    rounds: int = 10
+    seconds: float = 1.5
+    callers: Sequence[int] = (1, 8, 32)
+    loads: Sequence[float] = (0.25, 0.5, 0.8, 2.0)
+    pictures: int = 64
+    search_s: float = 0.6
+    provider: str = "auto"
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def bench_serve(options: ServeOptions, progress: Progress) -> tuple[Report, Measured]:
+    """Measures and reports; Ctrl-C ends it with the figures so far.
+
+    Raises:
+        StartupError: The model cannot be loaded, or the server does not start or does not answer.
+    """
+    machine = this_machine()
+    artifact = Artifact.load(options.model)
+    measured = Measured()
+    pictures = screenshots(options.pictures)
+    with tempfile.TemporaryDirectory() as folder, _server(options) as (address, ours):
+        for number, picture in enumerate(pictures):
+            (Path(folder) / f"{number:05}.jpg").write_bytes(picture)
+        limits = _limits_of(address, artifact, options)
+        limit = Limit(
+            artifact,
+            pictures,
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            provider=options.provider,
+        )
+        if ours is not None:
+            measured.cold_start_s = ours.cold_start_s
+            measured.rss_at_start_bytes = ours.rss_at_start_bytes
+        with LoadProcess(address, Path(folder), token=options.token) as load:
+            try:
+                _Rounds(options, limit, load, ours, measured).run(progress)
+            except KeyboardInterrupt:
+                measured.complete = False
+        if ours is not None:
+            measured.rss_at_end_bytes = rss_bytes(ours.pid)
+    report = Report(
+        command="mapseek bench serve",
+        machine=machine,
+        model_id=artifact.manifest.model_id,
+        settings=_told(options),
+        tables=measured.tables(),
+        data=measured.data(),
+        complete=measured.complete,
+    )
+    return report, measured
+
+
+class _Rounds:
+    """The measurements in their order."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        limit: Limit,
+        load: LoadProcess,
+        server: RunningServer | None,
+        measured: Measured,
+    ) -> None:
+        self._options = options
+        self._limit = limit
+        self._load = load
+        self._server = server
+        self._measured = measured
+
+    def run(self, progress: Progress) -> None:
+        options = self._options
+        search_s = self._limit.search_seconds(options.search_s)
+        steps = 2 + len(options.callers) + len(options.loads)
+        whole_s = search_s + options.rounds * steps * options.seconds
+        done_s = 0.0
+
+        def tried(recipe: Recipe, seconds: float) -> None:
+            nonlocal done_s
+            progress(f"searching the limit: {recipe}", done_s / whole_s)
+            done_s += seconds
+
+        recipe = self._measured.recipe = self._limit.search(options.search_s, on_try=tried)
+        for number in range(options.rounds):
+            now = Round()
+            self._measured.rounds.append(now)
+            for what, step in self._steps(now, recipe, number):
+                progress(f"round {number + 1} of {options.rounds}: {what}", done_s / whole_s)
+                step()
+                done_s += options.seconds
+        progress("done", 1.0)
+
+    def _steps(self, now: Round, recipe: Recipe, number: int) -> list[Step]:
+        """Closed loops and limits in an order by chance, then the open loops that build on them."""
+
+        def bare() -> None:
+            now.limit = self._limit.throughput(recipe, self._options.seconds)
+
+        def alone() -> None:
+            now.single = self._limit.single(self._options.seconds)
+
+        first: list[Step] = [
+            ("no server, best arrangement", bare),
+            ("no server, one picture at a time", alone),
+            *(self._closed(now, callers) for callers in self._options.callers),
+        ]
+        random.Random(number).shuffle(first)
+        return first + [self._open(now, share, number) for share in self._options.loads]
+
+    def _closed(self, now: Round, callers: int) -> Step:
+        def step() -> None:
+            job = ClosedLoop(callers=callers, seconds=self._options.seconds)
+            if self._server is None:
+                now.closed[callers] = self._load.run(job)
+                return
+            before = cpu_s(self._server.pid)
+            now.closed[callers] = self._load.run(job)
+            now.server_cpu_s[callers] = cpu_s(self._server.pid) - before
+
+        return f"{callers} callers", step
+
+    def _open(self, now: Round, share: float, number: int) -> Step:
+        def step() -> None:
+            now.rates[share] = share * self._measured.capacity(max(self._options.callers))
+            now.open[share] = self._load.run(
+                OpenLoop(
+                    rate=now.rates[share],
+                    seconds=self._options.seconds,
+                    timeout_s=_PATIENCE_S,
+                    seed=number,
+                )
+            )
+
+        return f"open loop at {share:g} of the capacity", step
+
+
+@contextmanager
+def _server(options: ServeOptions) -> Iterator[tuple[str, RunningServer | None]]:
+    """The server's address, and the server where it is ours."""
+    if options.server is not None:
+        yield options.server, None
+        return
+    settings = {"provider": options.provider, **options.settings}
+    if options.token:
+        settings["token"] = options.token
+    with run_server(options.model, settings) as server:
+        yield server.address, server
+
+
+def _limits_of(address: str, artifact: Artifact, options: ServeOptions) -> pb.Limits:
+    metadata = (("authorization", f"Bearer {options.token}"),) if options.token else ()
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = embedding_pb2_grpc.EmbeddingServiceStub(channel).GetModel(
+                pb.GetModelRequest(), timeout=_PATIENCE_S, metadata=metadata
+            )
+        except grpc.RpcError as error:
+            raise StartupError(f"The server on {address} does not answer: {error}") from None
+    if answer.model.id != artifact.manifest.model_id:
+        raise StartupError(
+            f"The server on {address} serves {answer.model.id}, but {options.model} is "
+            f"{artifact.manifest.model_id}: name the folder that it serves with --model."
+        )
+    return answer.limits
+
+
+def _told(options: ServeOptions) -> dict[str, object]:
+    """The options as the report shows them: without the secret."""
+    shown = replace(options, token="(given)" if options.token else "")
+    return {name: getattr(shown, name) for name in ServeOptions.__dataclass_fields__}

@@ -1,0 +1,215 @@
+"""The archive's file: opening it, its tables, and SQLite's errors in words.
+
+A picture's row says who posted what and where. Each model has a `vec0` table (sqlite-vec) of its
+own with the vectors and, beside them, the two columns that searches filter by, so that the filter
+runs inside the vector query.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import sqlite_vec
+
+from bot.archive.port import ArchiveError
+
+# "mseek" in SQLite's header: tells our files from other programs'.
+APPLICATION_ID = 0x6D73656B
+SCHEMA_VERSION = 1
+
+# Small chunks keep a small archive small; past a few thousand vectors their size makes no
+# difference to the time of a search (measured from 64 to 4096).
+_CHUNK_SIZE = 64
+# Searching reads every vector of the model: mapped pages spare a copy of each.
+_MAPPED_BYTES = 1 << 30
+
+_SCHEMA = """
+CREATE TABLE space (
+    id INTEGER PRIMARY KEY,
+    model_id TEXT NOT NULL UNIQUE,
+    dimensions INTEGER NOT NULL
+) STRICT;
+CREATE TABLE channel (
+    id INTEGER PRIMARY KEY,
+    guild_id TEXT NOT NULL,
+    channel_id TEXT NOT NULL,
+    UNIQUE (guild_id, channel_id)
+) STRICT;
+CREATE TABLE picture (
+    id INTEGER PRIMARY KEY,
+    message_id TEXT NOT NULL,
+    attachment_id TEXT NOT NULL,
+    channel INTEGER NOT NULL REFERENCES channel (id),
+    user_id TEXT NOT NULL,
+    message_link TEXT NOT NULL,
+    image_url TEXT NOT NULL,
+    posted_at_us INTEGER NOT NULL, -- since 1970 in UTC
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    file_size INTEGER NOT NULL,
+    content_hash TEXT NOT NULL,
+    spoiler INTEGER NOT NULL,
+    author TEXT NOT NULL,
+    channel_name TEXT NOT NULL,
+    UNIQUE (message_id, attachment_id)
+) STRICT;
+CREATE INDEX picture_by_channel ON picture (channel, posted_at_us);
+CREATE INDEX picture_by_author ON picture (user_id);
+CREATE INDEX picture_by_content ON picture (content_hash);
+CREATE INDEX picture_by_date ON picture (posted_at_us);
+"""
+
+
+def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connection:
+    """Opens an archive and makes its tables where there are none.
+
+    Args:
+        path: The file.
+        create: Whether to make it where it is missing.
+        busy_timeout_s: How long to wait for other processes that write.
+
+    Raises:
+        ArchiveError: The file is missing, no archive, of a newer mapseek, locked or damaged.
+    """
+    if not create and not path.exists():
+        raise ArchiveError(f"There is no archive at {path}: make one with `mapseek index PATH`.")
+    with sentences(path):
+        # An absolute path: SQLite takes names such as ":memory:" for something else.
+        connection = apsw.Connection(str(path.absolute()))
+        try:
+            connection.set_busy_timeout(int(busy_timeout_s * 1000))
+            connection.enable_load_extension(True)
+            connection.load_extension(sqlite_vec.loadable_path())
+            connection.enable_load_extension(False)
+            # Checked before anything is changed in a file that may not be ours.
+            made = _check(connection, path)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
+            if not made:
+                _make_tables(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _make_tables(connection: apsw.Connection, path: Path) -> None:
+    with immediate(connection):
+        if _check(connection, path):
+            return  # another process was quicker
+        connection.execute(_SCHEMA)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> int:
+    """Makes room for the vectors of one more model and returns the id of its space."""
+    connection.execute(
+        "INSERT INTO space (model_id, dimensions) VALUES (?, ?)", (model_id, dimensions)
+    )
+    space = connection.last_insert_rowid()
+    connection.execute(
+        f"CREATE VIRTUAL TABLE {vectors(space)} USING vec0("
+        f"picture INTEGER PRIMARY KEY, embedding FLOAT[{dimensions}] distance_metric=cosine, "
+        f"channel INTEGER, spoiler INTEGER, chunk_size={_CHUNK_SIZE})"
+    )
+    return space
+
+
+def vectors(space: int) -> str:
+    """The name of a space's `vec0` table."""
+    return f"vectors_{space:d}"
+
+
+def rows(
+    connection: apsw.Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+) -> list[tuple[Any, ...]]:
+    """All rows of a query. Their types are those of the tables, which SQLite enforces."""
+    return connection.execute(query, values).fetchall()
+
+
+@contextmanager
+def immediate(connection: apsw.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock at once, so that it cannot fail half-way for it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has already rolled back by itself after some errors (a full disk, for one).
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def snapshot(connection: apsw.Connection) -> Iterator[None]:
+    """A transaction in which all reads see the archive at one moment."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def sentences(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into `ArchiveError` sentences about the file."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise ArchiveError(_sentence(error, path)) from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ArchiveError(f"{path} cannot store a value that it was given: {error}.") from error
+
+
+def _check(connection: apsw.Connection, path: Path) -> bool:
+    """Whether the file is an archive of this version; False while it is empty."""
+    if rows(connection, "PRAGMA schema_version") == [(0,)]:
+        return False
+    ((application_id,),) = rows(connection, "PRAGMA application_id")
+    if application_id != APPLICATION_ID:
+        raise ArchiveError(
+            f"{path} is the database of another program: name another file with --archive or "
+            "MAPSEEK_ARCHIVE."
+        )
+    ((version,),) = rows(connection, "PRAGMA user_version")
+    if version > SCHEMA_VERSION:
+        raise ArchiveError(
+            f"{path} was written by a newer mapseek (schema {version}, this one knows "
+            f"{SCHEMA_VERSION}): update mapseek."
+        )
+    return True
+
+
+# Each with the file's path put in; the first that fits counts.
+_SENTENCES: dict[type[apsw.Error] | tuple[type[apsw.Error], ...], str] = {
+    (apsw.BusyError, apsw.LockedError): (
+        "{} is locked by another process that writes: try again when it is done."
+    ),
+    apsw.NotADBError: "{} is no mapseek archive: name another file with --archive.",
+    apsw.CorruptError: (
+        "{} is damaged: bring back a copy, or move it away and index the pictures again."
+    ),
+    apsw.FullError: "There is no room left for {}: what was stored before is safe.",
+    (apsw.ReadOnlyError, apsw.PermissionsError): (
+        "{} may not be written to: give this user the right, or name another file."
+    ),
+    apsw.CantOpenError: (
+        "{} cannot be opened: is its folder there, and may this user write to it?"
+    ),
+}
+
+
+def _sentence(error: apsw.Error, path: Path) -> str:
+    # sqlite-vec tells some of SQLite's errors only in words.
+    if "disk is full" in str(error):
+        error = apsw.FullError()
+    for kinds, sentence in _SENTENCES.items():
+        if isinstance(error, kinds):
+            return sentence.format(path)
+    return f"{path} failed: {error}."

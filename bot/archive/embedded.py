@@ -1,0 +1,168 @@
+"""The archive in one file: SQLite with sqlite-vec, for one machine.
+
+Searches are exact: every vector of the model that the filter lets through is compared. SQLite works
+in threads (one that writes, a few that read, a connection each), so the event loop never waits
+for it. Another process may use the same file meanwhile.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import apsw
+from opentelemetry import metrics, trace
+
+from bot.archive import reading, writing
+from bot.archive.database import connect, sentences
+from bot.archive.port import (
+    ArchiveError,
+    Entry,
+    Match,
+    PictureKey,
+    Query,
+    Selection,
+    Stats,
+    Vector,
+)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_tracer = trace.get_tracer("mapseek.archive")
+_duration = metrics.get_meter("mapseek.archive").create_histogram(
+    "mapseek.archive.duration", unit="s", description="Time of one operation on the archive."
+)
+
+# `entries` reads this many at a time, so that a slow consumer holds no transaction open.
+_PAGE = 256
+
+
+class EmbeddedArchive:
+    """An `ImageArchive` in one SQLite file.
+
+    While it is open, the newest changes lie in two files beside it (`-wal` and `-shm`); closing
+    brings them home.
+    """
+
+    def __init__(
+        self, path: Path, *, create: bool = True, readers: int = 2, busy_timeout_s: float = 10.0
+    ) -> None:
+        """Names the file; entering the context opens it.
+
+        Args:
+            path: The file.
+            create: Whether to make it where it is missing.
+            readers: How many reads may run at once.
+            busy_timeout_s: How long to wait for other processes that write to the file.
+        """
+        self._path = path
+        self._create = create
+        self._busy_timeout_s = busy_timeout_s
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._open = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive-write")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="archive-read")
+
+    async def __aenter__(self) -> Self:
+        """Opens the file.
+
+        Raises:
+            ArchiveError: The file is missing, no archive, of a newer mapseek, locked or damaged.
+        """
+        self._open = True
+        try:
+            await self._run(self._writer, "open", lambda _: None)
+        except BaseException:
+            await asyncio.to_thread(self._close)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the file, after what is running."""
+        await asyncio.to_thread(self._close)
+
+    async def upsert_many(self, entries: Sequence[Entry]) -> None:
+        """See `ImageArchive.upsert_many`."""
+        await self._run(self._writer, "upsert", writing.upsert, list(entries))
+
+    async def search(self, query: Query) -> list[Match]:
+        """See `ImageArchive.search`."""
+        return await self._run(self._readers, "search", reading.search, query)
+
+    async def delete(self, selection: Selection) -> int:
+        """See `ImageArchive.delete`."""
+        return await self._run(self._writer, "delete", writing.delete, selection)
+
+    async def seen(self, keys: Iterable[PictureKey], model_id: str | None) -> set[PictureKey]:
+        """See `ImageArchive.seen`."""
+        return await self._run(self._readers, "seen", reading.seen, list(keys), model_id)
+
+    async def embeddings(self, content_hashes: Iterable[str], model_id: str) -> dict[str, Vector]:
+        """See `ImageArchive.embeddings`."""
+        return await self._run(
+            self._readers, "embeddings", reading.embeddings, list(content_hashes), model_id
+        )
+
+    async def stats(self) -> Stats:
+        """See `ImageArchive.stats`."""
+        return await self._run(self._readers, "stats", reading.stats, self._path)
+
+    async def entries(self, model_id: str | None = None) -> AsyncIterator[Entry]:
+        """See `ImageArchive.entries`. What changes meanwhile may be seen or not."""
+        after: reading.Position | None = reading.START
+        while after is not None:
+            page, after = await self._run(
+                self._readers, "entries", reading.page, model_id, after, _PAGE
+            )
+            for entry in page:
+                yield entry
+
+    async def _run(
+        self,
+        executor: ThreadPoolExecutor,
+        operation: str,
+        work: Callable[Concatenate[apsw.Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        def run() -> _T:
+            with sentences(self._path):
+                return work(self._connection(), *args, **kwargs)
+
+        if not self._open:
+            raise ArchiveError(f"The archive {self._path} is not open.")
+        began = time.perf_counter()
+        with _tracer.start_as_current_span(f"archive.{operation}"):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(executor, run)
+            finally:
+                _duration.record(time.perf_counter() - began, {"operation": operation})
+
+    def _connection(self) -> apsw.Connection:
+        """This thread's connection: apsw's must not be used by two threads at once."""
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect(
+                self._path, create=self._create, busy_timeout_s=self._busy_timeout_s
+            )
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    def _close(self) -> None:
+        self._open = False
+        self._writer.shutdown()
+        self._readers.shutdown()
+        while self._connections:
+            self._connections.pop().close()

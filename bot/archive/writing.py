@@ -1,0 +1,141 @@
+"""What the embedded archive writes: each function is one transaction on one connection."""
+# ruff: noqa: S608 - SQL is put together from constants and numbers of ours; values are parameters
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+
+from bot.archive.database import immediate, make_space, rows, vectors
+from bot.archive.port import ArchiveError, Entry, Picture, Selection
+from bot.archive.reading import space_of
+from bot.archive.rows import microseconds, packed
+
+
+def upsert(connection: apsw.Connection, entries: Sequence[Entry]) -> None:
+    """See `ImageArchive.upsert_many`."""
+    with immediate(connection):
+        for entry in entries:
+            _upsert(connection, entry)
+
+
+def _upsert(connection: apsw.Connection, entry: Entry) -> None:
+    what = f"picture {entry.picture.key.message_id}/{entry.picture.key.attachment_id}"
+    space = space_of(connection, entry.model_id)
+    blob = packed(entry.embedding, space.dimensions if space else None, what=what)
+    table = vectors(
+        space.id if space else make_space(connection, entry.model_id, entry.embedding.size)
+    )
+    channel = _channel(connection, entry.picture)
+    picture = _picture(connection, entry.picture, channel)
+    connection.execute(f"DELETE FROM {table} WHERE picture = ?", (picture,))
+    connection.execute(
+        f"INSERT INTO {table} (picture, embedding, channel, spoiler) VALUES (?, ?, ?, ?)",
+        (picture, blob, channel, int(entry.picture.spoiler)),
+    )
+
+
+def _channel(connection: apsw.Connection, picture: Picture) -> int:
+    place = (picture.guild_id, picture.channel_id)
+    connection.execute(
+        "INSERT INTO channel (guild_id, channel_id) VALUES (?, ?) ON CONFLICT DO NOTHING", place
+    )
+    ((channel,),) = rows(
+        connection, "SELECT id FROM channel WHERE guild_id = ? AND channel_id = ?", place
+    )
+    return int(channel)
+
+
+def _picture(connection: apsw.Connection, picture: Picture, channel: int) -> int:
+    """Stores what is known about a picture, and returns its number."""
+    key = (picture.key.message_id, picture.key.attachment_id)
+    before = rows(
+        connection,
+        "SELECT id, channel, spoiler, content_hash FROM picture "
+        "WHERE message_id = ? AND attachment_id = ?",
+        key,
+    )
+    values = (
+        channel,
+        picture.user_id,
+        picture.message_link,
+        picture.image_url,
+        microseconds(picture.posted_at),
+        picture.width,
+        picture.height,
+        picture.file_size,
+        picture.content_hash,
+        int(picture.spoiler),
+        picture.author,
+        picture.channel,
+    )
+    if not before:
+        connection.execute(
+            "INSERT INTO picture (channel, user_id, message_link, image_url, posted_at_us, width, "
+            "height, file_size, content_hash, spoiler, author, channel_name, message_id, "
+            "attachment_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            values + key,
+        )
+        return connection.last_insert_rowid()
+    ((id_, old_channel, old_spoiler, old_hash),) = before
+    connection.execute(
+        "UPDATE picture SET channel = ?, user_id = ?, message_link = ?, image_url = ?, "
+        "posted_at_us = ?, width = ?, height = ?, file_size = ?, content_hash = ?, spoiler = ?, "
+        "author = ?, channel_name = ? WHERE id = ?",
+        (*values, id_),
+    )
+    if old_hash != picture.content_hash:
+        _forget_vectors(connection, [id_])
+    elif (old_channel, old_spoiler) != (channel, picture.spoiler):
+        for table in _tables(connection):
+            connection.execute(
+                f"UPDATE {table} SET channel = ?, spoiler = ? WHERE picture = ?",
+                (channel, int(picture.spoiler), id_),
+            )
+    return int(id_)
+
+
+def delete(connection: apsw.Connection, selection: Selection) -> int:
+    """See `ImageArchive.delete`."""
+    conditions = {
+        "c.guild_id = ?": selection.guild_id,
+        "c.channel_id = ?": selection.channel_id,
+        "p.user_id = ?": selection.user_id,
+        "p.message_id IN (SELECT value FROM json_each(?))": _json(selection.message_ids),
+        "p.attachment_id IN (SELECT value FROM json_each(?))": _json(selection.attachment_ids),
+    }
+    chosen = {condition: value for condition, value in conditions.items() if value is not None}
+    if not chosen:
+        raise ArchiveError("Deleting needs a guild, a channel, an author or messages to delete.")
+    with immediate(connection):
+        chosen_rows = rows(
+            connection,
+            "SELECT p.id FROM picture AS p JOIN channel AS c ON c.id = p.channel WHERE "
+            + " AND ".join(chosen),
+            tuple(chosen.values()),
+        )
+        pictures = [row[0] for row in chosen_rows]
+        _forget_vectors(connection, pictures)
+        connection.executemany("DELETE FROM picture WHERE id = ?", ((id_,) for id_ in pictures))
+        connection.execute(
+            "DELETE FROM channel WHERE NOT EXISTS "
+            "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
+        )
+    return len(pictures)
+
+
+def _forget_vectors(connection: apsw.Connection, pictures: list[int]) -> None:
+    for table in _tables(connection):
+        connection.executemany(
+            f"DELETE FROM {table} WHERE picture = ?",
+            ((id_,) for id_ in pictures),
+        )
+
+
+def _tables(connection: apsw.Connection) -> list[str]:
+    return [vectors(row[0]) for row in rows(connection, "SELECT id FROM space")]
+
+
+def _json(ids: frozenset[str] | None) -> Any:
+    return None if ids is None else json.dumps(sorted(ids))

@@ -1,0 +1,397 @@
+"""The one `mapseek` command: what can be asked of it, and where each answer comes from.
+
+Every command imports what it needs when it runs, so that `mapseek --help` is quick and a missing
+extra stops only the command that needs it.
+"""
+# ruff: noqa: PLC0415 - imports wait for their command, see above
+# ruff: noqa: FBT002, PLR0917 - typer makes options of parameters
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+# Which extra of this project brings a module that not every installation has.
+_EXTRAS = {
+    "aiohttp": "bot",
+    "disnake": "bot",
+    "matplotlib": "bench",
+    "motor": "bot",
+    "onnx": "exporter",
+    "onnxruntime": "cpu",
+    "onnxscript": "exporter",
+    "optimum": "exporter",
+    "psutil": "bench",
+    "safetensors": "exporter",
+    "torch": "exporter",
+    "transformers": "exporter",
+}
+
+INTERRUPTED = 130
+
+FIRST_STEPS = """\
+[bold]mapseek[/] finds map art by picture.
+
+  [cyan]mapseek serve[/]               start the embedding server (leave it running)
+  [cyan]mapseek index PATH[/]          put a folder or a Discord export into the archive
+  [cyan]mapseek find IMAGE[/]          find what looks like a picture
+  [cyan]mapseek stats[/]               see what the archive holds
+
+[cyan]mapseek --help[/] lists every command, [cyan]mapseek COMMAND --help[/] explains one."""
+
+
+class _Sentences(TyperGroup):
+    """Ends every failure that a user can mend with one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            _complain(
+                f"{error.name} is not installed: run `pip install -e '.[{extra}]'` "
+                "in mapseek's folder."
+            )
+            raise typer.Exit(1) from None
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+            _complain(str(error))
+            raise typer.Exit(code) from None
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 where a setting is wrong, 1 where the work failed; None for a fault in the program."""
+    from bot.archive.port import ArchiveError
+    from bot.importer.found import SourceError
+    from inference.errors import EmbeddingError, StartupError
+
+    if isinstance(error, StartupError):
+        return 2
+    return 1 if isinstance(error, ArchiveError | EmbeddingError | SourceError) else None
+
+
+def _complain(sentence: str) -> None:
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(sentence, err=True)
+
+
+app = typer.Typer(
+    name="mapseek",
+    cls=_Sentences,
+    help="Find map art by picture: an embedding server, an archive and a Discord bot.",
+    epilog="Settings come from options, then MAPSEEK_* variables, then .env.",
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a traceback must not show a token
+)
+
+_SERVING = "Serving"
+_ARCHIVE = "Archive"
+_MODELS = "Models"
+
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option("--archive", metavar="FILE", help="The archive. [dim]MAPSEEK_ARCHIVE[/]"),
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help="The server. [dim]MAPSEEK_SERVER[/]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+class Provider(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
+
+class Precision(StrEnum):
+    """The arithmetic of an exported model."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Kind(StrEnum):
+    """What a path holds."""
+
+    AUTO = "auto"
+    FOLDER = "folder"
+    DISCORD = "discord"
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"mapseek {version('mapseek')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    ctx: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Find map art by picture: an embedding server, an archive and a Discord bot."""
+    if ctx.invoked_subcommand is None:
+        from rich import print as show
+
+        show(FIRST_STEPS)
+
+
+@app.command(rich_help_panel=_SERVING)
+def serve(
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Model folder to serve. [dim]MAPSEEK_MODEL[/]"),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where to listen. [dim]MAPSEEK_LISTEN[/]"),
+    ] = None,
+    provider: Annotated[
+        Provider | None, typer.Option(help="Where the model runs. [dim]MAPSEEK_PROVIDER[/]")
+    ] = None,
+    engine_threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="CPU threads of the model. [dim]MAPSEEK_ENGINE_THREADS[/]"),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most images in one run. [dim]MAPSEEK_MAX_BATCH[/]"),
+    ] = None,
+) -> None:
+    """Start the embedding server.
+
+    [dim]mapseek serve --listen 127.0.0.1:50051[/]
+
+    Without options it serves the bundled map-art model, on this machine only.
+
+    Stop it with Ctrl-C: what is running is finished first. The README lists all settings.
+    """
+    from inference.server import run
+    from inference.settings import ServerSettings
+
+    settings = ServerSettings.load(
+        model=model,
+        listen=listen,
+        provider=provider,
+        engine_threads=engine_threads,
+        max_batch=max_batch,
+    )
+    raise typer.Exit(run(settings))
+
+
+@app.command("bot", rich_help_panel=_SERVING)
+def discord(archive: ArchiveOption = None) -> None:
+    """Start the Discord bot; it needs a server (`mapseek serve`).
+
+    [dim]MAPSEEK_DISCORD_TOKEN=... mapseek bot[/]
+    """
+    from bot.app import run_bot
+    from bot.settings import BotSettings
+
+    raise typer.Exit(run_bot(BotSettings.load(archive=archive)))
+
+
+@app.command(rich_help_panel=_SERVING)
+def up(archive: ArchiveOption = None) -> None:
+    """Start server and bot together.
+
+    [dim]MAPSEEK_DISCORD_TOKEN=... mapseek up[/]
+    """
+    from bot.settings import BotSettings
+    from bot.up import run_up
+
+    raise typer.Exit(run_up(BotSettings.load(archive=archive)))
+
+
+@app.command(rich_help_panel=_ARCHIVE)
+def index(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            show_default=False,
+            help="A folder of pictures, a DiscordChatExporter JSON file, or a folder of those.",
+        ),
+    ],
+    kind: Annotated[
+        Kind, typer.Option("--as", help="What PATH is; auto looks for itself.")
+    ] = Kind.AUTO,
+    media: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the export's media lie, if not beside it (its own --media-dir).",
+        ),
+    ] = None,
+    archive: ArchiveOption = None,
+    server: ServerOption = None,
+) -> None:
+    """Put pictures into the archive.
+
+    [dim]mapseek index ~/maps[/]
+    [dim]mapseek index "Guild - maps [123].json"[/]
+
+    Export from Discord with DiscordChatExporter, as JSON and with --media.
+
+    Stopping (Ctrl-C) keeps what was done; the same command goes on from there.
+
+    Files that cannot be used are listed at the end and stop nothing.
+    """
+    from bot import commandline
+    from bot.importer import source
+
+    raise typer.Exit(
+        commandline.index(path, kind=source.Kind(kind), media=media, archive=archive, server=server)
+    )
+
+
+@app.command(rich_help_panel=_ARCHIVE)
+def find(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", show_default=False, help="The picture to look for."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help="Words to look for, where the model reads text."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many matches.")] = 5,
+    guild: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only pictures of this guild.")
+    ] = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Only pictures of this channel; may be repeated."),
+    ] = None,
+    spoilers: Annotated[
+        bool, typer.Option("--spoilers/--no-spoilers", help="Whether spoilers may be found.")
+    ] = True,
+    sheet: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where to draw query and matches side by side."),
+    ] = Path("mapseek-find.png"),
+    as_json: JsonOption = False,
+    archive: ArchiveOption = None,
+    server: ServerOption = None,
+) -> None:
+    """Find what looks like a picture.
+
+    [dim]mapseek find screenshot.png[/]
+    [dim]mapseek find screenshot.png --limit 10 --channel 123456[/]
+    [dim]mapseek find --text "a red dragon"[/]
+
+    Prints the matches, best first, and draws them beside the query into a PNG.
+    """
+    if (image is None) == (text is None):
+        raise typer.BadParameter("give a picture or --text, and not both", param_hint="IMAGE")
+    from bot import commandline
+    from bot.search import Scope
+
+    raise typer.Exit(
+        commandline.find(
+            image if image is not None else text or "",
+            scope=Scope(
+                limit=limit,
+                guild_id=guild,
+                channel_ids=frozenset(channel) if channel else None,
+                include_spoilers=spoilers,
+            ),
+            sheet=sheet,
+            as_json=as_json,
+            archive=archive,
+            server=server,
+        )
+    )
+
+
+@app.command(rich_help_panel=_ARCHIVE)
+def stats(archive: ArchiveOption = None, as_json: JsonOption = False) -> None:
+    """Count what the archive holds.
+
+    [dim]mapseek stats[/]
+    """
+    from bot import commandline
+
+    raise typer.Exit(commandline.stats(archive=archive, as_json=as_json))
+
+
+@app.command(rich_help_panel=_MODELS)
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A CLIP model: a Hugging Face id or a folder.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the model folder.")],
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic: fp32, fp16 for GPUs, int8 for CPUs.")
+    ] = Precision.FP32,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub's model.")
+    ] = None,
+) -> None:
+    """Export a CLIP model for serving, and verify it against the original.
+
+    [dim]mapseek export openai/clip-vit-base-patch32 --out models/b32[/]
+    [dim]mapseek serve --model models/b32[/]
+    """
+    from exporter.export import export_model
+
+    exported = export_model(
+        model,
+        out,
+        precision=precision.value,
+        revision=revision,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(
+        f"{out}: {exported.artifact.manifest.model_id}, {exported.size_bytes / 1e6:,.1f} MB, "
+        f"in {exported.elapsed_s:.0f} s. Serve it with `mapseek serve --model {out}`."
+    )
+
+
+@app.command(
+    rich_help_panel=_MODELS,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(ctx: typer.Context) -> None:
+    """Measure the server and the model on this machine.
+
+    [dim]mapseek bench --help[/]
+    """
+    from benchmarks.cli import app as benchmarks
+
+    code = benchmarks(args=ctx.args, prog_name="mapseek bench", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The archive's commands, between their options (`bot.cli`) and their use cases."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from bot import console
+from bot.archive.embedded import EmbeddedArchive
+from bot.archive.port import ArchiveError, ImageArchive, Match
+from bot.importer.files import UnreadableError, read
+from bot.importer.found import SourceError
+from bot.importer.source import Kind, open_source
+from bot.index import Indexer
+from bot.search import Scope, Verdict, find_text, judge
+from bot.search import find as find_image
+from bot.settings import BotSettings
+from bot.sheet import MOST_TILES, Tile, draw_sheet
+from inference import telemetry
+from inference.client import ClientSettings, EmbeddingClient, ModelInfo
+from inference.errors import InvalidInputError, UnavailableError
+
+# A server that is up answers at once; one that has just been started needs a moment.
+_READY_S = 3.0
+
+
+def index(
+    path: Path, *, kind: Kind, media: Path | None, archive: Path | None, server: str | None
+) -> int:
+    """Runs `mapseek index` and returns its exit code."""
+    settings = BotSettings.load(archive=archive)
+    return _run(_index(path, kind, media, settings, ClientSettings.load(server=server)))
+
+
+async def _index(
+    path: Path,
+    kind: Kind,
+    media: Path | None,
+    settings: BotSettings,
+    client_settings: ClientSettings,
+) -> int:
+    source = await asyncio.to_thread(open_source, path, kind=kind, media=media)
+    async with EmbeddingClient(client_settings) as client:
+        model = await _ready(client, client_settings)
+        async with EmbeddedArchive(settings.archive) as archive:
+            with console.IndexProgress() as bar:
+                indexer = Indexer(
+                    source=source, client=client, archive=archive, model=model, report=bar.show
+                )
+                try:
+                    await indexer.run()
+                except BaseException:
+                    bar.stop()
+                    console.print_indexed(indexer, archive=settings.archive, stopped=True)
+                    raise
+    progress = indexer.progress
+    if not progress.done:
+        raise SourceError(f"There are no pictures in {path}.")
+    console.print_indexed(indexer, archive=settings.archive)
+    return 0 if progress.stored or progress.known else 1
+
+
+def find(
+    query: Path | str,
+    *,
+    scope: Scope,
+    sheet: Path,
+    as_json: bool,
+    archive: Path | None,
+    server: str | None,
+) -> int:
+    """Runs `mapseek find` for a picture file or for words, and returns its exit code."""
+    settings = BotSettings.load(archive=archive)
+    return _run(
+        _find(query, scope, sheet, settings, ClientSettings.load(server=server), as_json=as_json)
+    )
+
+
+async def _find(
+    query: Path | str,
+    scope: Scope,
+    sheet: Path,
+    settings: BotSettings,
+    client_settings: ClientSettings,
+    *,
+    as_json: bool,
+) -> int:
+    async with (
+        EmbeddedArchive(settings.archive, create=False) as archive,
+        EmbeddingClient(client_settings) as client,
+    ):
+        model = await _ready(client, client_settings)
+        verdicts: list[Verdict | None]
+        asked: bytes | str
+        if isinstance(query, Path):
+            asked = await asyncio.to_thread(_query, query, model.limits.max_image_bytes)
+            matches = await find_image(client, archive, asked, scope)
+            verdicts = [judge(match.score, model.thresholds) for match in matches]
+        else:
+            asked = query
+            matches = await find_text(client, archive, asked, scope)
+            verdicts = [None for _ in matches]
+        if not matches:
+            raise ArchiveError(await _why_nothing(archive, settings.archive, model))
+    tiles = await asyncio.to_thread(_tiles, matches, verdicts, model.limits.max_image_bytes)
+    drawn = await draw_sheet(asked, tiles)
+    if as_json:
+        console.print_json(
+            {
+                "model": model.id,
+                "sheet": str(sheet),
+                "matches": [
+                    console.match_json(rank, match, verdict)
+                    for rank, (match, verdict) in enumerate(zip(matches, verdicts, strict=True), 1)
+                ],
+            }
+        )
+    else:
+        console.print_matches(matches, verdicts)
+    try:
+        await asyncio.to_thread(sheet.write_bytes, drawn)
+    except OSError as error:
+        raise SourceError(
+            f"The sheet cannot be written to {sheet}: {error.strerror or error}."
+        ) from error
+    if not as_json:
+        console.print_sheet(sheet)
+    return 0
+
+
+def _query(path: Path, max_bytes: int) -> bytes:
+    try:
+        return read(path, max_bytes=max_bytes).data
+    except UnreadableError as error:
+        raise InvalidInputError(f"{path} {error}.") from None
+
+
+def _tiles(
+    matches: Sequence[Match], verdicts: Sequence[Verdict | None], max_bytes: int
+) -> list[Tile]:
+    tiles = []
+    for match, verdict in zip(matches[:MOST_TILES], verdicts, strict=False):
+        data, note = None, "on Discord"
+        if "://" not in match.picture.image_url:
+            try:
+                data = read(Path(match.picture.image_url), max_bytes=max_bytes).data
+            except UnreadableError:
+                note = "the file is gone"
+        tiles.append(Tile(match=match, verdict=verdict, data=data, note=note))
+    return tiles
+
+
+async def _why_nothing(archive: ImageArchive, path: Path, model: ModelInfo) -> str:
+    stats = await archive.stats()
+    if not stats.pictures:
+        return f"{path} is empty: put pictures in with `mapseek index PATH`."
+    if model.id in stats.by_model:
+        return "There is no picture in that part of the archive: see `mapseek stats`."
+    others = ", ".join(stats.by_model)
+    return (
+        f"{path} has no pictures that were embedded by {model.id}, only by {others}: run "
+        "`mapseek index PATH` with this server, or serve that model."
+    )
+
+
+def stats(*, archive: Path | None, as_json: bool) -> int:
+    """Runs `mapseek stats` and returns its exit code."""
+    return _run(_stats(BotSettings.load(archive=archive).archive, as_json=as_json))
+
+
+async def _stats(path: Path, *, as_json: bool) -> int:
+    async with EmbeddedArchive(path, create=False) as archive:
+        counted = await archive.stats()
+    if as_json:
+        console.print_json(console.stats_json(counted))
+    else:
+        console.print_stats(counted, archive=path)
+    return 0
+
+
+async def _ready(client: EmbeddingClient, settings: ClientSettings) -> ModelInfo:
+    try:
+        return await client.wait_ready(_READY_S)
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"No server answers at {settings.server}: start one with `mapseek serve`."
+        ) from error
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    with telemetry.set_up("mapseek-cli", telemetry.TelemetrySettings.load()):
+        return asyncio.run(work)

@@ -1,0 +1,234 @@
+"""What the archive's commands print: progress, matches, counts. For people, or as JSON."""
+
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from bot.archive.port import Match, Stats
+from bot.index import Indexer
+from bot.index import Progress as Indexed
+from bot.search import Verdict
+
+_COLOURS = {Verdict.SAME: "green", Verdict.SIMILAR: "yellow", Verdict.NOTHING: "dim"}
+# Without a terminal there is no width to fit into, and a cut link is of no use.
+_WIDE = 400
+_LINE_EVERY_S = 10.0
+_MOST_NAMES = 10
+
+
+def plain(text: str) -> str:
+    """Text from strangers without what steers a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def console(*, err: bool = False) -> Console:
+    """A console that never cuts lines where nobody looks at a screen."""
+    stream = sys.stderr if err else sys.stdout
+    return Console(stderr=err, width=None if stream.isatty() else _WIDE, highlight=False)
+
+
+class IndexProgress:
+    """Shows how far `mapseek index` is: a bar in a terminal, now and then a line elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = console(err=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]Indexing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("[red]{task.fields[failures]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, rate="", failures="")
+        self._began = time.monotonic()
+        self._last_line = self._began
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Clears the bar away; may be called twice."""
+        self._bar.stop()
+
+    def show(self, progress: Indexed) -> None:
+        """Takes the newest state."""
+        now = time.monotonic()
+        rate = f"{progress.stored / max(now - self._began, 1e-3):.0f}/s" if progress.stored else ""
+        failures = f"{progress.set_aside} set aside" if progress.set_aside else ""
+        self._bar.update(
+            self._task,
+            completed=progress.done,
+            total=progress.total,
+            rate=rate,
+            failures=failures,
+        )
+        if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            of = "" if progress.total is None else f" of {progress.total}"
+            words = ", ".join(filter(None, (f"{progress.done}{of} pictures", rate, failures)))
+            self._console.print(words)
+
+
+def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None:
+    """What a run has done, and what it could not use."""
+    progress = run.progress
+    parts = [f"{progress.stored} stored"]
+    if progress.stored > progress.embedded:
+        known = progress.stored - progress.embedded
+        parts[0] += f" ({known} with bytes that were embedded before)"
+    if progress.known:
+        parts.append(f"{progress.known} there already")
+    if progress.set_aside:
+        parts.append(f"{progress.set_aside} set aside")
+    out = console()
+    summary = f"{', '.join(parts)}. The archive is {plain(str(archive))}."
+    if stopped:
+        summary = f"Stopped: {summary} The same command goes on from here."
+    out.print(Text(summary))
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for aside in run.set_aside:
+        reasons[aside.reason].append(aside.name)
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        out.print(Text(f"\nSet aside ({len(names)}): {plain(reason)}", style="yellow"))
+        for name in names[:_MOST_NAMES]:
+            out.print(Text(f"  {plain(name)}"))
+        if len(names) > _MOST_NAMES:
+            out.print(Text(f"  and {len(names) - _MOST_NAMES} more"))
+
+
+def print_matches(matches: Sequence[Match], verdicts: Sequence[Verdict | None]) -> None:
+    """The matches as a table, best first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    judged = any(verdicts)
+    if judged:
+        table.add_column("verdict", no_wrap=True)
+    for name in ("author", "date", "link"):
+        table.add_column(name, overflow="fold")
+    for rank, (match, verdict) in enumerate(zip(matches, verdicts, strict=True), 1):
+        picture = match.picture
+        row = [Text(str(rank)), Text(f"{match.score:.3f}")]
+        if judged:
+            row.append(Text(verdict or "", style=_COLOURS[verdict] if verdict else ""))
+        row += [
+            Text(plain(picture.author) or "-"),
+            Text(f"{picture.posted_at:%Y-%m-%d}"),
+            Text(plain(picture.message_link)),
+        ]
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_sheet(path: Path) -> None:
+    """Where the sheet lies."""
+    console().print(Text(f"\nSide by side: {plain(str(path))}", style="dim"))
+
+
+def print_stats(stats: Stats, *, archive: Path) -> None:
+    """What the archive holds."""
+    out = console()
+    newest = f", the newest of {stats.newest:%Y-%m-%d}" if stats.newest else ""
+    size = f", {stats.size_bytes / 1e6:,.1f} MB" if stats.size_bytes is not None else ""
+    out.print(Text(f"{plain(str(archive))}: {stats.pictures} pictures{newest}{size}"))
+    if not stats.pictures:
+        out.print("Put some in with [cyan]mapseek index PATH[/].")
+        return
+    _print_counts("model", {(model,): count for model, count in stats.by_model.items()})
+    guilds: Counter[tuple[str, ...]] = Counter()
+    channels: dict[tuple[str, ...], int] = {}
+    for (guild, channel), count in stats.by_channel.items():
+        guilds[guild or "(direct messages)",] += count
+        channels[channel, stats.channel_names.get((guild, channel), "")] = count
+    _print_counts("guild", guilds)
+    _print_counts("channel", channels, "name")
+
+
+def _print_counts(title: str, counts: dict[tuple[str, ...], int], *more: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("pictures", justify="right")
+    for name in (title, *more):
+        table.add_column(name, overflow="fold")
+    for cells, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(str(count), *(Text(plain(cell)) for cell in cells))
+    out = console()
+    out.print()
+    out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """A value for scripts."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def match_json(rank: int, match: Match, verdict: Verdict | None) -> dict[str, Any]:
+    """A match for scripts."""
+    picture = match.picture
+    return {
+        "rank": rank,
+        "score": round(match.score, 6),
+        "verdict": verdict,
+        "link": picture.message_link,
+        "image": picture.image_url,
+        "author": picture.author,
+        "user_id": picture.user_id,
+        "posted_at": picture.posted_at.isoformat(),
+        "guild_id": picture.guild_id,
+        "channel_id": picture.channel_id,
+        "channel": picture.channel,
+        "message_id": picture.key.message_id,
+        "attachment_id": picture.key.attachment_id,
+        "width": picture.width,
+        "height": picture.height,
+        "spoiler": picture.spoiler,
+    }
+
+
+def stats_json(stats: Stats) -> dict[str, Any]:
+    """The counts for scripts."""
+    return {
+        "pictures": stats.pictures,
+        "by_model": stats.by_model,
+        "by_channel": [
+            {
+                "guild_id": guild,
+                "channel_id": channel,
+                "channel": stats.channel_names.get((guild, channel), ""),
+                "pictures": count,
+            }
+            for (guild, channel), count in stats.by_channel.items()
+        ],
+        "newest": stats.newest.isoformat() if stats.newest else None,
+        "size_bytes": stats.size_bytes,
+    }

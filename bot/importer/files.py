@@ -1,0 +1,111 @@
+"""Picture files on disk: telling them from others, and reading them within limits."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+# Only the decoders of the formats below: other plug-ins are not even loaded.
+from PIL import (
+    AvifImagePlugin,  # noqa: F401 - imported to be registered
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+# What the server reads.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
+
+_HEAD_BYTES = 16
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+    | {".heic", ".heif", ".jxl"}
+)
+
+
+class UnreadableError(Exception):
+    """A file cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """A picture file that was read.
+
+    Attributes:
+        data: Its bytes.
+        content_hash: Their hex SHA-256.
+        width: In pixels as its header says; 0 where that is not to be had.
+        height: In pixels as its header says; 0 where that is not to be had.
+    """
+
+    data: bytes
+    content_hash: str
+    width: int
+    height: int
+
+
+def claims_picture(name: str) -> bool:
+    """Whether a file's name promises a picture."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES  # noqa: PTH122 - not always a path
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins like a picture that the server reads, whatever its name.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return (
+        head.startswith(_SIGNATURES)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or head[4:12] in {b"ftypavif", b"ftypavis"}
+    )
+
+
+def read(path: Path, *, max_bytes: int) -> Contents:
+    """Reads a picture file; its size is checked before and while it is read.
+
+    Only the header is looked at here. Whether the picture is sound is the server's business, which
+    is built to meet hostile files.
+
+    Args:
+        path: The file.
+        max_bytes: The longest file that is read.
+
+    Raises:
+        UnreadableError: It is gone, too long, empty or no plain file.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableError("is no plain file")
+            # It may be growing while it is read.
+            data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror or error}") from error
+    if status.st_size > max_bytes or len(data) > max_bytes:
+        raise UnreadableError(
+            f"has {status.st_size:,} bytes, and the server takes at most {max_bytes:,}"
+        )
+    if not data:
+        raise UnreadableError("is empty")
+    width, height = _size(data)
+    return Contents(
+        data=data, content_hash=hashlib.sha256(data).hexdigest(), width=width, height=height
+    )
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            return picture.size
+    except Exception:  # noqa: BLE001 - Pillow raises anything over a hostile header
+        return 0, 0

@@ -1,0 +1,127 @@
+"""The vision tower, its training heads, and the folder that the exporter reads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from exporter.training.config import ModelSettings
+
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+"""CLIP's mean of RGB in 0..1 (A. Radford et al., 2021)."""
+
+STD: Final = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's standard deviation of RGB in 0..1."""
+
+PICTURE_CELLS: Final = 16
+"""Pixels along the small map that the training head predicts."""
+
+
+class Encoded(NamedTuple):
+    """What the network says about a batch of views."""
+
+    embeddings: Tensor
+    """``float32`` (n, dimensions), not normalised: what the exporter's model also yields."""
+
+    pictures: Tensor
+    """``float32`` (n, 3, 16, 16): the map as the embedding remembers it, in CLIP's units."""
+
+    geometry: Tensor
+    """``float32`` (n, 3, cells, cells): u, v and a logit of presence per patch."""
+
+
+def build_tower(settings: ModelSettings) -> CLIPVisionModelWithProjection:
+    """Build the tower with fresh weights (of torch's global generator)."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig.from_dict(
+            {
+                "image_size": settings.image_size,
+                "patch_size": settings.patch_size,
+                "hidden_size": settings.hidden_size,
+                "num_hidden_layers": settings.layers,
+                "num_attention_heads": settings.heads,
+                "intermediate_size": settings.mlp_size,
+                "projection_dim": settings.dimensions,
+                "hidden_act": "gelu",
+            }
+        )
+    )
+
+
+class Network(nn.Module):
+    """The tower and the heads that only training needs.
+
+    From random weights, the pull of a contrastive loss alone says little about where in a view the
+    map is. Two dense tasks say it at once: each patch tells which part of the map it shows, and the
+    embedding must hold the rectified map itself, small. Both heads are linear, so that the tower
+    has to do the work, and both are thrown away afterwards.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: ModelSettings, temperature: float) -> None:
+        super().__init__()
+        self.tower = build_tower(settings)
+        self.cells = settings.image_size // settings.patch_size
+        self.picture_head = nn.Linear(settings.dimensions, 3 * PICTURE_CELLS**2)
+        self.geometry_head = nn.Sequential(
+            nn.LayerNorm(settings.hidden_size), nn.Linear(settings.hidden_size, 3)
+        )
+        self.log_scale = nn.Parameter(torch.tensor(1.0 / temperature).log())
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Bring RGB in 0..1 to CLIP's units."""
+        return (pixels - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> Encoded:
+        """Encode views, ``float32`` (n, 3, side, side) in 0..1."""
+        output = self.tower(pixel_values=self.normalise(pixels))
+        embeddings = output.image_embeds.float()
+        pictures = self.picture_head(embeddings)
+        patches = output.last_hidden_state[:, 1:].float()
+        geometry = self.geometry_head(patches).transpose(1, 2)
+        return Encoded(
+            embeddings,
+            pictures.float().view(-1, 3, PICTURE_CELLS, PICTURE_CELLS),
+            geometry.float().reshape(len(pixels), 3, self.cells, self.cells),
+        )
+
+
+def save_folder(tower: CLIPVisionModelWithProjection, folder: Path) -> None:
+    """Write a Hugging Face folder: config, safetensors, and how to prepare a picture.
+
+    The folder is replaced as a whole, so that a reader never sees half of one.
+    """
+    partial, former = (
+        folder.with_name(folder.name + ".partial"),
+        folder.with_name(folder.name + ".old"),
+    )
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    tower.save_pretrained(partial)
+    side = tower.config.image_size
+    CLIPImageProcessor(
+        do_resize=True,
+        size={"height": side, "width": side},
+        resample=Image.Resampling.BICUBIC,
+        do_center_crop=False,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+        do_convert_rgb=True,
+    ).save_pretrained(partial)
+    if folder.exists():
+        folder.rename(former)
+    partial.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,130 @@
+"""The one bound on work in the server, counted in items from acceptance to answer."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from inference.errors import OverloadedError, ShuttingDownError
+from inference.lanes import Lane
+
+# How many of the latest departures tell the present throughput.
+_REMEMBERED = 64
+# Bounds of the advice to a refused caller; the middle value is for when nothing is known yet.
+_MIN_RETRY_MS, _UNKNOWN_RETRY_MS, _MAX_RETRY_MS = 20, 500, 10_000
+
+
+class Admission:
+    """A fixed number of slots; an item holds one from acceptance until its answer.
+
+    Single calls `try_enter` and are refused when there is no slot; streams `enter` and wait, so
+    that their sender is held back. Waiting is first in, first out within a lane, and interactive
+    goes first. Bulk can never take the slots that are reserved for interactive items.
+
+    Args:
+        slots: How many items may be in the server at once.
+        reserved: How many of them only interactive items may take; fewer than `slots`.
+        clock: Seconds on a monotonic clock.
+    """
+
+    def __init__(
+        self, slots: int, *, reserved: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if not 0 <= reserved < slots:
+            raise ValueError(f"{reserved} reserved slots of {slots} leave none for bulk")
+        self._slots = slots
+        self._bulk_slots = slots - reserved
+        self._clock = clock
+        self._inside = dict.fromkeys(Lane, 0)
+        self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
+        self._departures: deque[float] = deque(maxlen=_REMEMBERED)
+        self._closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def inside(self) -> int:
+        """How many items hold a slot."""
+        return self._inside[Lane.INTERACTIVE] + self._inside[Lane.BULK]
+
+    def try_enter(self, lane: Lane) -> None:
+        """Takes a slot at once.
+
+        Raises:
+            OverloadedError: There is none for this lane; it says when to try again.
+            ShuttingDownError: `close` was called.
+        """
+        if self._closed:
+            raise ShuttingDownError
+        if not self._has_room(lane):
+            raise OverloadedError(
+                f"The server is full: it is working on {self.inside} items. Try again later.",
+                retry_after_ms=self.retry_after_ms(),
+            )
+        self._let_in(lane)
+
+    async def enter(self, lane: Lane) -> None:
+        """Takes a slot as soon as it is this caller's turn.
+
+        Raises:
+            ShuttingDownError: `close` was called, before or during the wait.
+        """
+        if self._closed:
+            raise ShuttingDownError
+        if self._has_room(lane):
+            self._let_in(lane)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting[lane].remove(turn)
+            elif turn.exception() is None:  # the slot was granted in the same instant
+                self.leave(lane)
+            raise
+
+    def leave(self, lane: Lane) -> None:
+        """Gives a slot back; whoever waits longest takes it over."""
+        self._inside[lane] -= 1
+        self._departures.append(self._clock())
+        for waiting_lane in (Lane.INTERACTIVE, Lane.BULK):
+            queue = self._waiting[waiting_lane]
+            while queue and self._has_room(waiting_lane):
+                turn = queue.popleft()
+                if not turn.done():
+                    self._let_in(waiting_lane)
+                    turn.set_result(None)
+        if not self.inside:
+            self._empty.set()
+
+    def retry_after_ms(self) -> int:
+        """When about half of the present work will be done, going by the latest departures."""
+        if len(self._departures) < 2:  # noqa: PLR2004 - a rate needs two points in time
+            return _UNKNOWN_RETRY_MS
+        elapsed_s = self._clock() - self._departures[0]
+        half_s = elapsed_s / len(self._departures) * self.inside / 2
+        return int(min(max(half_s * 1000, _MIN_RETRY_MS), _MAX_RETRY_MS))
+
+    def close(self) -> None:
+        """Lets nobody in any more; those who wait for a slot get `ShuttingDownError`."""
+        self._closed = True
+        for queue in self._waiting.values():
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_exception(ShuttingDownError())
+
+    async def empty(self) -> None:
+        """Waits until no item holds a slot."""
+        await self._empty.wait()
+
+    def _has_room(self, lane: Lane) -> bool:
+        if self.inside >= self._slots:
+            return False
+        return lane is Lane.INTERACTIVE or self._inside[Lane.BULK] < self._bulk_slots
+
+    def _let_in(self, lane: Lane) -> None:
+        self._inside[lane] += 1
+        self._empty.clear()

@@ -1,0 +1,285 @@
+"""The way of a picture (or a text) through the server, and nothing about how it got there.
+
+    admission ▶ decode threads ▶ batcher ▶ the engine's thread
+
+One `Pipeline` serves both kinds: they share the bound on work, the decode threads and the engine's
+thread, and each has a batcher of its own. Everything here lives on one event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from opentelemetry import trace
+
+from inference import observation
+from inference.admission import Admission
+from inference.batcher import Batcher
+from inference.engine import Embeddings, Engine, Pixels, TextEngine
+from inference.errors import EngineMemoryError, InferenceError, UnsupportedError
+from inference.health import Health
+from inference.lanes import Lane
+from inference.observation import Observation
+from inference.threads import LaneThreads
+
+Embedding = NDArray[np.float32]
+In = TypeVar("In")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the pipeline takes on.
+
+    Attributes:
+        slots: Most items between acceptance and answer.
+        reserved_slots: How many of them bulk items may never take; fewer than `slots`.
+        decode_threads: Threads that decode pictures and tokenise texts.
+        bulk_share: Part of the work that bulk is sure of while interactive items wait too.
+        failures_allowed: Batches in a row that may fail before the engine counts as unhealthy.
+        watchdog_s: A run that takes longer, in seconds, counts as hung.
+    """
+
+    slots: int = 256
+    reserved_slots: int = 64
+    decode_threads: int = 2
+    bulk_share: float = 0.25
+    failures_allowed: int = 2
+    watchdog_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """An embedding and where its time went.
+
+    Attributes:
+        embedding: float32 [D] of unit length.
+        decode_s: Seconds of decoding and resizing, or of tokenising.
+        queue_s: Seconds of waiting, for a decode thread and for the engine together.
+        inference_s: Seconds of the model's run over the whole batch.
+        batch_size: How many items shared that run.
+    """
+
+    embedding: Embedding
+    decode_s: float
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What waits for the engine: pixels or token ids, and the caller's span."""
+
+    item: NDArray[Any]
+    span: trace.Span
+
+
+class _Path(Generic[In]):
+    """One kind of input: how it is prepared, and the batcher of its tower."""
+
+    def __init__(
+        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding]
+    ) -> None:
+        self.prepare = prepare
+        self.batcher = batcher
+
+
+class Pipeline:
+    """Embeds pictures and texts for many callers at once.
+
+    Life: build it, run `serve` as a task, `warm_up`, then `embed` and `embed_text` from any number
+    of tasks; `close` drains it, and `serve` returns. If `serve` raises, the process should end.
+
+    Args:
+        images: The image tower.
+        preprocess: Encoded bytes to the tower's pixels; called on the decode threads, so it must
+            be safe there. Raises `InvalidInputError`.
+        texts: The text tower, where the model has one.
+        limits: How much to take on.
+        on_health: Called on the event loop with the new state and its reason whenever `healthy`
+            flips: after several failed batches in a row, when a run hangs, when a loop breaks,
+            and when a batch succeeds again.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: Engine,
+        preprocess: Callable[[bytes], Pixels],
+        texts: TextEngine | None = None,
+        limits: Limits,
+        on_health: Callable[[bool, str], None] | None = None,
+    ) -> None:
+        self._limits = limits
+        self._engines: list[Engine | TextEngine] = [images]
+        self._health = Health(on_health, failures_allowed=limits.failures_allowed)
+        self._admission = Admission(limits.slots, reserved=limits.reserved_slots)
+        self._decoders = LaneThreads(
+            limits.decode_threads, name="decode", bulk_share=limits.bulk_share
+        )
+        self._engine_thread = LaneThreads(1, name="engine")
+        # Held for every run of either tower: a batch is chosen when the thread is really free.
+        self._turn = asyncio.Lock()
+        self._images = _Path(preprocess, self._batcher("image", images.embed, images.max_batch))
+        self._texts: _Path[str] | None = None
+        if texts is not None:
+            self._engines.append(texts)
+            self._texts = _Path(texts.tokenise, self._batcher("text", texts.embed, texts.max_batch))
+        self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine can be trusted at present."""
+        return self._health.healthy
+
+    @property
+    def inside(self) -> int:
+        """How many items are between acceptance and answer."""
+        return self._admission.inside
+
+    async def embed(self, data: bytes, lane: Lane, *, wait: bool = False) -> Embedded:
+        """Embeds one picture.
+
+        Args:
+            data: The encoded file.
+            lane: How urgent it is.
+            wait: When the server is full: wait for a slot instead of being refused.
+
+        Raises:
+            InvalidInputError: The picture is at fault.
+            OverloadedError: The server is full (never with `wait`).
+            ShuttingDownError: The server is draining.
+            InferenceError: The model failed.
+        """
+        return await self._embed(self._images, data, lane, wait=wait)
+
+    async def embed_text(self, text: str, lane: Lane, *, wait: bool = False) -> Embedded:
+        """Embeds one text; like `embed`.
+
+        Raises:
+            UnsupportedError: The model has no text tower.
+        """
+        if self._texts is None:
+            raise UnsupportedError("The model that is served here has no text tower.")
+        return await self._embed(self._texts, text, lane, wait=wait)
+
+    async def warm_up(self) -> None:
+        """Runs the towers on the engine's thread until they are at full speed.
+
+        Raises:
+            StartupError: A tower's output is not what the manifest promises.
+        """
+        for engine in self._engines:
+            async with self._turn:
+                await self._engine_thread.run(engine.warm_up, abandon=True)
+
+    async def serve(self) -> None:
+        """Runs the batching loops until `close`; run it as a task.
+
+        Raises:
+            ExceptionGroup: A loop broke, which is a bug: the process cannot serve any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as loops:
+                self._loops = [loops.create_task(path.batcher.serve()) for path in self._paths()]
+        except* Exception as errors:
+            self._health.broke(errors.exceptions[0])
+            raise
+
+    async def close(self, *, grace_s: float) -> None:
+        """Refuses new items, waits for the accepted ones, then stops the threads.
+
+        Items that are not answered within `grace_s` seconds get `ShuttingDownError`. Safe to call
+        more than once.
+        """
+        self._admission.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._admission.empty()
+        for path in self._paths():
+            path.batcher.close()
+        self._decoders.stop()
+        if self._admission.inside:  # the grace is over
+            for loop in self._loops:
+                loop.cancel()
+        if self._loops:
+            await asyncio.wait(self._loops)
+        self._engine_thread.stop()
+
+    async def _embed(self, path: _Path[In], data: In, lane: Lane, *, wait: bool) -> Embedded:
+        try:
+            if wait:
+                await self._admission.enter(lane)
+            else:
+                self._admission.try_enter(lane)
+        except BaseException as error:
+            observation.rejected(error)
+            raise
+        observed = Observation(lane)
+        try:
+            decoded = await self._decoders.run(partial(path.prepare, data), lane)
+            observed.decoded(decoded)
+            batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
+            embedding = batched.value
+            _check_finite(embedding)
+            observed.embedded(batched)
+        except BaseException as error:
+            observed.failed(error)
+            raise
+        finally:
+            self._admission.leave(lane)
+            observed.left()
+        return Embedded(
+            embedding=embedding,
+            decode_s=decoded.ran_s,
+            queue_s=decoded.waited_s + batched.queue_s,
+            inference_s=batched.run_s,
+            batch_size=batched.batch_size,
+        )
+
+    def _batcher(
+        self, kind: str, embed: Callable[[Any], Embeddings], max_batch: int
+    ) -> Batcher[_Prepared, Embedding]:
+        return Batcher(
+            partial(self._run, kind, embed),
+            max_batch=max_batch,
+            bulk_share=self._limits.bulk_share,
+            turn=self._turn,
+        )
+
+    async def _run(
+        self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
+    ) -> Sequence[Embedding]:
+        """Runs one batch on the engine's thread, watched."""
+        watchdog = asyncio.get_running_loop().call_later(
+            self._limits.watchdog_s, self._health.hangs, self._limits.watchdog_s
+        )
+        items = [prepared.item for prepared in batch]
+        try:
+            with observation.batch(kind, [prepared.span for prepared in batch]):
+                ran = await self._engine_thread.run(partial(embed, items), abandon=True)
+        except EngineMemoryError as error:
+            if len(batch) == 1:  # a larger batch is split and tried again
+                self._health.failed(error)
+            raise
+        except Exception as error:
+            self._health.failed(error.__cause__ or error)
+            raise
+        finally:
+            watchdog.cancel()
+        self._health.succeeded()
+        return list(ran.value)
+
+    def _paths(self) -> "list[_Path[Any]]":
+        return [self._images] if self._texts is None else [self._images, self._texts]
+
+
+def _check_finite(embedding: Embedding) -> None:
+    # One picture can overflow a half-precision model; its neighbours are none the worse for it.
+    if not np.isfinite(embedding).all():
+        raise InferenceError("The model returned no numbers for this item.")

@@ -1,0 +1,236 @@
+"""Which onnxruntime provider runs the model, and with which options; no silent fallback."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime
+
+from inference.errors import StartupError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+# On a CPU a run of several pictures is hardly quicker per picture than a run of one, so larger
+# batches would only make callers wait. Measured: see docs/adr.
+_CPU_MAX_BATCH = 4
+_GPU_MAX_BATCH = 32
+
+_log = logging.getLogger("mapseek.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How to run the model.
+
+    Attributes:
+        provider: `cpu`, `cuda` and `tensorrt` must be there or loading fails; `auto` takes CUDA
+            where it works and the CPU otherwise. TensorRT is never chosen by `auto`, because
+            building its engines takes minutes.
+        threads: Threads of one run on the CPU; 0 chooses by the machine.
+        max_batch: Most items in one run; 0 chooses by the provider.
+        gpu_memory_limit_bytes: Most GPU memory for onnxruntime's arena; 0 sets no limit.
+        tensorrt_cache: Folder for built TensorRT engines; None builds them at every start.
+        cuda_graph: Replay each batch size as one captured CUDA graph.
+    """
+
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    threads: int = 0
+    max_batch: int = 0
+    gpu_memory_limit_bytes: int = 0
+    tensorrt_cache: Path | None = None
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """What the providers must know of a tower.
+
+    Attributes:
+        path: The ONNX file.
+        input_name: Its one input, [N, *item_shape].
+        item_shape: Shape of one item.
+        fp16: Whether the tower computes in half precision.
+    """
+
+    path: Path
+    input_name: str
+    item_shape: tuple[int, ...]
+    fp16: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A provider with its options.
+
+    Attributes:
+        name: onnxruntime's name of it.
+        options: What onnxruntime wants to be told; all values are strings there.
+        max_batch: Most items in one run.
+    """
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+    max_batch: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether inputs and outputs live on an NVIDIA GPU."""
+        return self.name != CPU
+
+
+def open_session(graph: Graph, options: EngineOptions) -> tuple[Any, Choice]:
+    """Loads a tower with the provider that was asked for, or the best one for `auto`.
+
+    Returns:
+        The `onnxruntime.InferenceSession` and the provider that it really uses.
+
+    Raises:
+        StartupError: The provider is not there or does not work, or the graph cannot be loaded.
+    """
+    available = onnxruntime.get_available_providers()
+    if options.provider == "auto":
+        if CUDA in available:
+            choice = _choose(CUDA, graph, options)
+            try:
+                return _open(graph, choice, options), choice
+            except StartupError as error:
+                _log.warning("Falling back to the CPU, because CUDA does not work: %s", error)
+        choice = _choose(CPU, graph, options)
+        _log.info("The model runs on the CPU with %d threads.", threads_of(options))
+        return _open(graph, choice, options), choice
+    name = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}[options.provider]
+    if name not in available:
+        raise StartupError(
+            f"MAPSEEK_PROVIDER={options.provider} was asked for, but the installed onnxruntime has "
+            f"no {name}. {_HOW_TO_GET[name]}"
+        )
+    choice = _choose(name, graph, options)
+    return _open(graph, choice, options), choice
+
+
+_HOW_TO_GET = {
+    CPU: "Install mapseek with the extra `cpu`.",
+    CUDA: "Install mapseek with the extra `gpu` in place of `cpu`, on a machine with an NVIDIA "
+    "driver, CUDA 12 and cuDNN 9, or use MAPSEEK_PROVIDER=auto.",
+    TENSORRT: "Install mapseek with the extra `gpu` in place of `cpu`, and TensorRT 10, or use "
+    "MAPSEEK_PROVIDER=cuda.",
+}
+
+
+def threads_of(options: EngineOptions) -> int:
+    """How many threads a run on the CPU uses: what was asked for, or one per usable core."""
+    return options.threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which in a container may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _choose(name: str, graph: Graph, options: EngineOptions) -> Choice:
+    max_batch = options.max_batch or (_CPU_MAX_BATCH if name == CPU else _GPU_MAX_BATCH)
+    build = {CPU: _cpu_options, CUDA: _cuda_options, TENSORRT: _tensorrt_options}[name]
+    return Choice(name=name, options=build(graph, options, max_batch), max_batch=max_batch)
+
+
+def _cpu_options(graph: Graph, options: EngineOptions, max_batch: int) -> dict[str, str]:
+    del graph, options, max_batch
+    return {}
+
+
+def _cuda_options(graph: Graph, options: EngineOptions, max_batch: int) -> dict[str, str]:
+    del graph, max_batch
+    chosen = {
+        "device_id": "0",
+        # Otherwise the arena doubles at every growth; with few batch sizes, warmed up largest
+        # first, it need not grow at all.
+        "arena_extend_strategy": "kSameAsRequested",
+        # A vision transformer has one convolution: an exhaustive search costs more memory and
+        # start-up time than it can win back.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if options.gpu_memory_limit_bytes:
+        chosen["gpu_mem_limit"] = str(options.gpu_memory_limit_bytes)
+    if options.cuda_graph:
+        chosen["enable_cuda_graph"] = "1"
+    return chosen
+
+
+def _tensorrt_options(graph: Graph, options: EngineOptions, max_batch: int) -> dict[str, str]:
+    item = "x".join(str(side) for side in graph.item_shape)
+    chosen = {
+        "device_id": "0",
+        # Only where the export was verified in half precision.
+        "trt_fp16_enable": "1" if graph.fp16 else "0",
+        # One engine for all batch sizes, tuned for the largest.
+        "trt_profile_min_shapes": f"{graph.input_name}:1x{item}",
+        "trt_profile_opt_shapes": f"{graph.input_name}:{max_batch}x{item}",
+        "trt_profile_max_shapes": f"{graph.input_name}:{max_batch}x{item}",
+    }
+    if options.gpu_memory_limit_bytes:
+        chosen["trt_max_workspace_size"] = str(options.gpu_memory_limit_bytes)
+    if options.cuda_graph:
+        chosen["trt_cuda_graph_enable"] = "1"
+    if options.tensorrt_cache is not None:
+        try:
+            options.tensorrt_cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartupError(
+                f"MAPSEEK_TENSORRT_CACHE={options.tensorrt_cache} cannot be made: {error}"
+            ) from error
+        chosen |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(options.tensorrt_cache),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(options.tensorrt_cache),
+        }
+    return chosen
+
+
+def _providers(graph: Graph, choice: Choice, options: EngineOptions) -> Sequence[tuple[str, Any]]:
+    if choice.name != TENSORRT:
+        return [(choice.name, choice.options)]
+    # What TensorRT cannot take, CUDA runs; graphs of the rest would be captured twice.
+    without_graph = EngineOptions(gpu_memory_limit_bytes=options.gpu_memory_limit_bytes)
+    rest = _cuda_options(graph, without_graph, choice.max_batch)
+    return [(TENSORRT, choice.options), (CUDA, rest)]
+
+
+def _open(graph: Graph, choice: Choice, options: EngineOptions) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors; warnings tell of nodes that belong on the CPU
+    settings.inter_op_num_threads = 1
+    if choice.on_gpu:
+        settings.intra_op_num_threads = 1
+        if hasattr(onnxruntime, "preload_dlls"):
+            # Finds CUDA and cuDNN where pip put them.
+            onnxruntime.preload_dlls()
+    else:
+        settings.intra_op_num_threads = threads_of(options)
+        # Threads that spin between runs take the cores away from decoding.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(
+            graph.path,
+            settings,
+            providers=_providers(graph, choice, options),
+            enable_fallback=0,  # otherwise a failing GPU run would be repeated on the CPU, slowly
+        )
+    except Exception as error:  # onnxruntime's errors have no common base class
+        raise StartupError(
+            f"onnxruntime cannot load {graph.path} with {choice.name}: {error}"
+        ) from error
+    used = session.get_providers()[0]
+    if used != choice.name:
+        raise StartupError(
+            f"{choice.name} was asked for, but onnxruntime uses {used}: the driver or a library of "
+            f"it is missing (its own message is above). {_HOW_TO_GET[choice.name]}"
+        )
+    return session

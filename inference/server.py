@@ -1,0 +1,313 @@
+"""The server's composition root: settings ▶ port ▶ model ▶ pipeline ▶ service ▶ health, and back.
+
+The port is bound before the model is loaded. A taken port is then known at once and not after
+minutes of building TensorRT engines, and probes hear NOT_SERVING from the first moment instead of
+a refused connection. Calls are answered UNAVAILABLE until the warm-up has passed.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from mapseek.v1 import embedding_pb2 as pb
+from mapseek.v1 import embedding_pb2_grpc
+
+from inference import bind, probes, service, telemetry
+from inference.artifact import Artifact, Manifest
+from inference.auth import TokenInterceptor
+from inference.engine import Engine, EngineOptions, Pixels, TextEngine
+from inference.errors import StartupError
+from inference.pipeline import Limits, Pipeline
+from inference.probes import ProbeService
+from inference.service import Backend, EmbeddingService
+from inference.settings import ServerSettings
+from inference.telemetry import TelemetrySettings
+from inference.threads import LaneThreads
+
+EXIT_DRAINED = 0
+EXIT_CRASHED = 1
+EXIT_CONFIGURATION = os.EX_CONFIG
+"""78: the operator must change something; starting again will not help."""
+
+# How long the last answers and statuses may take to reach their callers once all work is done.
+_FLUSH_S = 1.0
+
+_log = logging.getLogger("mapseek.server")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model in memory, not yet warm.
+
+    Attributes:
+        manifest: What it is.
+        images: Its image tower.
+        texts: Its text tower, where it has one.
+        preprocess: Encoded bytes to the image tower's pixels.
+    """
+
+    manifest: Manifest
+    images: Engine
+    texts: TextEngine | None
+    preprocess: Callable[[bytes], Pixels]
+
+
+def load_model(settings: ServerSettings) -> LoadedModel:
+    """Loads the model folder; blocking.
+
+    Raises:
+        StartupError: The folder is no model, or the provider cannot run it.
+    """
+    # onnxruntime and Pillow take a good part of the start, so they come in here, on the loading
+    # thread, while the port answers already.
+    from inference.engine import load_image_engine, load_text_engine  # noqa: PLC0415
+    from inference.preprocess import Preprocessor  # noqa: PLC0415
+
+    artifact = Artifact.load(settings.model)
+    options = EngineOptions(
+        provider=settings.provider,
+        threads=settings.engine_threads,
+        max_batch=settings.max_batch,
+        gpu_memory_limit_bytes=settings.gpu_memory_limit_bytes,
+        tensorrt_cache=settings.tensorrt_cache,
+        cuda_graph=settings.cuda_graph,
+    )
+    return LoadedModel(
+        manifest=artifact.manifest,
+        images=load_image_engine(artifact, options),
+        texts=load_text_engine(artifact, options),
+        preprocess=Preprocessor(
+            artifact.manifest.preprocessing,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+        ),
+    )
+
+
+class RunningServer:
+    """A server that listens; `serve` makes it.
+
+    Attributes:
+        address: Where it listens, with the real port.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, load: Callable[[ServerSettings], LoadedModel]
+    ) -> None:
+        self._settings = settings
+        self._load = load
+        self._probes = ProbeService(["", service.SERVICE_NAME])
+        self._service = EmbeddingService(
+            limits=pb.Limits(
+                max_image_bytes=settings.max_image_bytes,
+                max_image_pixels=settings.max_image_pixels,
+                max_message_bytes=settings.max_message_bytes,
+                max_text_chars=settings.max_text_chars,
+            ),
+            stream_window=settings.stream_window,
+            stream_idle_s=settings.stream_idle_s,
+        )
+        self._pipeline: Pipeline | None = None
+        self._ready = asyncio.Event()
+        self._grpc = self._build()
+        self.address = bind.listen(self._grpc, settings)
+
+    async def start(self) -> None:
+        """Starts answering, and loading the model."""
+        await self._grpc.start()
+        _log.info("listening on %s, loading %s", self.address, self._settings.model)
+        self._life = asyncio.create_task(self._live(), name="server")
+
+    @property
+    def serving(self) -> bool:
+        """What health probes are told."""
+        return self._probes.serving
+
+    @property
+    def calls(self) -> int:
+        """How many calls of the embedding service are running."""
+        return self._service.calls
+
+    async def ready(self) -> None:
+        """Waits until the model is loaded and warm.
+
+        Raises:
+            StartupError: It cannot be loaded.
+        """
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._life}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if not self._ready.is_set():
+            await self._life
+
+    async def ended(self) -> None:
+        """Waits until the server cannot go on, and raises why.
+
+        Raises:
+            StartupError: The model cannot be loaded.
+            Exception: A loop broke, which is a bug.
+        """
+        await asyncio.shield(self._life)
+
+    async def stop(self) -> None:
+        """Refuses what is new, lets running calls finish within `drain_s`, and stops."""
+        self._probes.close()
+        self._service.close()
+        drain_s = 0.0 if self._life.done() else self._settings.drain_s
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._service.drained()
+        except TimeoutError:
+            _log.warning("%d calls did not finish within %g s and are cut off", self.calls, drain_s)
+        if self._pipeline is not None:
+            await self._pipeline.close(grace_s=0.0)
+        await self._grpc.stop(_FLUSH_S)
+        self._life.cancel()
+        # Whatever it ended with has been told by `ready` or `ended`.
+        with suppress(asyncio.CancelledError, Exception):
+            await self._life
+
+    def _build(self) -> grpc.aio.Server:
+        settings = self._settings
+        interceptors = telemetry.server_interceptors()
+        if settings.token is not None:
+            interceptors.append(TokenInterceptor(settings.token.get_secret_value()))
+        server = grpc.aio.server(
+            interceptors=interceptors,
+            options=bind.channel_options(settings),
+            # A far outer guard, which refuses even health probes; admission is the real bound.
+            maximum_concurrent_rpcs=max(512, 4 * settings.queue_size),
+        )
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
+        reflection.enable_server_reflection(
+            [service.SERVICE_NAME, probes.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+        return server
+
+    async def _live(self) -> None:
+        """Loads the model and answers with it until it is closed or breaks."""
+        settings = self._settings
+        loader = LaneThreads(1, name="load")
+        # Abandoned if the server is stopped meanwhile: a load cannot be interrupted.
+        model = (await loader.run(lambda: self._load(settings), abandon=True)).value
+        loader.stop()
+        pipeline = self._pipeline = Pipeline(
+            images=model.images,
+            preprocess=model.preprocess,
+            texts=model.texts,
+            limits=Limits(
+                slots=settings.queue_size,
+                reserved_slots=settings.queue_size // 4,
+                decode_threads=settings.decode_threads or _cores(),
+                watchdog_s=settings.watchdog_s,
+            ),
+            on_health=self._on_health,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(pipeline.serve(), name="pipeline")
+                await pipeline.warm_up()
+                self._open(
+                    Backend(
+                        pipeline=pipeline, manifest=model.manifest, provider=model.images.provider
+                    )
+                )
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    def _open(self, backend: Backend) -> None:
+        self._service.open(backend)
+        self._ready.set()
+        self._on_health(backend.pipeline.healthy, "")
+        _log.info(
+            "serving %s on %s with %s", backend.manifest.model_id, self.address, backend.provider
+        )
+
+    def _on_health(self, healthy: bool, _: str) -> None:  # noqa: FBT001  the pipeline's callback
+        self._probes.set_serving(serving=healthy and self._ready.is_set())
+
+
+@asynccontextmanager
+async def serve(
+    settings: ServerSettings, *, load: Callable[[ServerSettings], LoadedModel] | None = None
+) -> AsyncIterator[RunningServer]:
+    """Listens and answers until the context is left, then drains.
+
+    The port answers as soon as this returns; `RunningServer.ready` waits for the model.
+
+    Args:
+        settings: What the operator chose.
+        load: Loads the model, on a thread of its own; `load_model` unless told otherwise.
+
+    Raises:
+        StartupError: The address cannot be bound, or a TLS file cannot be used.
+    """
+    server = RunningServer(settings, load or load_model)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def run(settings: ServerSettings) -> int:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal kills.
+
+    Returns:
+        The exit status: 0 after draining, 78 if the server could not start (with one sentence
+        on stderr), 1 if it broke (with a traceback in the log).
+    """
+    try:
+        with telemetry.set_up("mapseek-server", TelemetrySettings.load()):
+            try:
+                asyncio.run(_serve_until_signal(settings))
+            except StartupError:
+                raise
+            except Exception:  # noqa: BLE001  logged; the exit status tells the supervisor
+                _log.exception("the server broke")
+                return EXIT_CRASHED
+    except StartupError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CONFIGURATION
+    return EXIT_DRAINED
+
+
+async def _serve_until_signal(settings: ServerSettings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        _log.info("%s: draining for up to %g s; once more kills", number.name, settings.drain_s)
+        stopping.set()
+        for one in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(one)
+            signal.signal(one, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    async with serve(settings) as server:
+        stopped = asyncio.create_task(stopping.wait())
+        ended = asyncio.create_task(server.ended())
+        await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if ended.done():
+            ended.result()
+            raise RuntimeError("the pipeline ended by itself")
+        ended.cancel()
+    _log.info("drained")
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

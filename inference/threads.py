@@ -1,0 +1,161 @@
+"""Threads that take calls from two lanes, so that blocking work never blocks the event loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from inference.errors import ShuttingDownError
+from inference.lanes import Lane, LaneQueue
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran(Generic[T]):
+    """What a call returned, and its time.
+
+    Attributes:
+        value: The call's result.
+        waited_s: Seconds until a thread took the call.
+        ran_s: Seconds that the call took.
+    """
+
+    value: T
+    waited_s: float
+    ran_s: float
+
+
+class _Job(Generic[T]):
+    __slots__ = ("call", "finished", "freed", "lane", "loop", "queued", "waiter")
+
+    def __init__(self, call: Callable[[], T], lane: Lane) -> None:
+        self.call = call
+        self.lane = lane
+        self.loop = asyncio.get_running_loop()
+        self.waiter: asyncio.Future[Ran[T]] = self.loop.create_future()
+        self.queued = time.perf_counter()
+        self.finished = False
+        self.freed: asyncio.Future[None] | None = None
+
+    def run(self) -> None:
+        """Makes the call, on one of the threads."""
+        started = time.perf_counter()
+        result: Ran[T] | BaseException
+        try:
+            value = self.call()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            result = error
+        else:
+            ended = time.perf_counter()
+            result = Ran(value=value, waited_s=started - self.queued, ran_s=ended - started)
+        try:
+            self.loop.call_soon_threadsafe(self._finish, result)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _finish(self, result: Ran[T] | BaseException) -> None:
+        self.finished = True
+        if not self.waiter.done():
+            if isinstance(result, BaseException):
+                self.waiter.set_exception(result)
+            else:
+                self.waiter.set_result(result)
+        if self.freed is not None and not self.freed.done():
+            self.freed.set_result(None)
+
+    async def until_finished(self) -> None:
+        """Waits for the thread even if the waiting task is cancelled again meanwhile."""
+        while not self.finished:
+            self.freed = self.loop.create_future()
+            try:
+                await self.freed
+            except asyncio.CancelledError:
+                continue
+
+
+class LaneThreads:
+    """A few daemon threads that run blocking calls: interactive ones first, bulk never starved.
+
+    A free thread takes the next call itself, without a detour over the event loop, and no call
+    is promised to a thread before one is free. They are daemons so that a call which never
+    returns cannot keep the process from ending.
+
+    Args:
+        count: How many threads.
+        name: What to call them.
+        bulk_share: Part of the calls that bulk is sure of while both lanes wait.
+    """
+
+    def __init__(self, count: int, *, name: str, bulk_share: float = 0.25) -> None:
+        if count < 1:
+            raise ValueError(f"{name} needs at least one thread, not {count}")
+        self._count = count
+        self._name = name
+        self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._started = False
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return len(self._waiting)
+
+    async def run(
+        self, call: Callable[[], T], lane: Lane = Lane.INTERACTIVE, *, abandon: bool = False
+    ) -> Ran[T]:
+        """Runs a call on one of the threads and returns its result; its exceptions pass through.
+
+        If the task is cancelled while the call waits, the call is dropped. If it is cancelled
+        while the call runs, the cancellation goes on once the thread is free, so that whoever
+        counts the work counts it to its end; with `abandon` it goes on at once.
+
+        Raises:
+            ShuttingDownError: `stop` was called, before or while the call waited.
+        """
+        job = _Job(call, lane)
+        with self._changed:
+            if self._stopped:
+                raise ShuttingDownError
+            if not self._started:
+                self._start()
+            self._waiting.put(job, lane)  # type: ignore[arg-type]  # the queue holds any result
+            self._changed.notify()
+        try:
+            return await job.waiter
+        except asyncio.CancelledError:
+            with self._changed:
+                dropped = self._waiting.discard(job, lane)  # type: ignore[arg-type]  # as above
+            if not dropped and not abandon:
+                await job.until_finished()
+            raise
+
+    def stop(self) -> None:
+        """Ends each thread after its present call; calls that still wait are refused."""
+        with self._changed:
+            self._stopped = True
+            dropped = self._waiting.take(len(self._waiting))
+            self._changed.notify_all()
+        for job in dropped:
+            if not job.waiter.done():
+                job.waiter.set_exception(ShuttingDownError())
+
+    def _start(self) -> None:
+        self._started = True
+        for number in range(self._count):
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                (job,) = self._waiting.take(1)
+            job.run()
+            # Otherwise an idle thread would hold the last picture in memory.
+            del job

@@ -1,0 +1,301 @@
+"""The work between queue and archive, step by step, on real files and real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bot.archive.embedded import EmbeddedArchive
+from bot.archive.port import ArchiveError, Entry, Selection
+from bot.fetch import Fetcher, FetchError
+from bot.ingest import Ingest, link_expired
+from bot.pictures import Sighting
+from bot.queue import Queue
+from inference.client import ClientSettings, EmbeddingClient
+from tests.bot.discord.conftest import map_art, until
+from tests.bot.discord.loopback import Discord
+from tests.bot.discord.toy import MODEL_ID, ToyServer
+
+
+class Archive(EmbeddedArchive):
+    """The real archive, which can be made to fail and to stop before and after a write."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.away = False
+        self.reached = asyncio.Event()
+        self.stop_before = self.stop_after = False
+
+    async def upsert_many(self, entries: Sequence[Entry]) -> None:
+        if self.away:
+            self.reached.set()
+            raise ArchiveError("The archive is away.")
+        if self.stop_before:
+            self.reached.set()
+            await asyncio.Event().wait()
+        await super().upsert_many(entries)
+        if self.stop_after:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+    async def delete(self, selection: Selection) -> int:
+        if self.away:
+            self.reached.set()
+            raise ArchiveError("The archive is away.")
+        return await super().delete(selection)
+
+    async def keys(self) -> list[str]:
+        return [entry.picture.key.message_id async for entry in self.entries()]
+
+
+class Workshop:
+    """What an `Ingest` needs, on files that outlive it."""
+
+    def __init__(self, folder: Path, discord: Discord, server: ToyServer) -> None:
+        self._folder = folder
+        self.discord = discord
+        self.server = server
+        self.now_s = 1_000.0
+        self.refreshed: list[Sighting] = []
+        self.fresh: Sighting | FetchError | None = None
+
+    def sighting(self, message: int, data: bytes) -> Sighting:
+        attachment = self.discord.sign(self.discord.upload(10, data))
+        return Sighting(
+            message_id=str(message),
+            attachment_id=attachment["id"],
+            guild_id="1",
+            channel_id="10",
+            user_id="42",
+            fetch_url=attachment["url"],
+            image_url=attachment["url"],
+            posted_at="2024-01-01T00:00:00+00:00",
+        )
+
+    async def refresh(self, sighting: Sighting) -> Sighting | None:
+        self.refreshed.append(sighting)
+        if isinstance(self.fresh, FetchError):
+            raise self.fresh
+        return self.fresh
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[tuple[Ingest, Queue, Archive]]:
+        client = ClientSettings(server=self.server.address, timeout_s=5, attempts=1)
+        with Queue(self._folder / "queue.db") as queue:
+            async with (
+                Archive(self._folder / "maps.db") as archive,
+                EmbeddingClient(client) as embedder,
+                Fetcher(
+                    trusted_origins=[self.discord.origin], max_bytes=1 << 20, timeout_s=30
+                ) as fetcher,
+            ):
+                ingest = Ingest(
+                    queue=queue,
+                    archive=archive,
+                    client=embedder,
+                    fetcher=fetcher,
+                    refresh=self.refresh,
+                    clock=lambda: self.now_s,
+                )
+                yield ingest, queue, archive
+
+
+@asynccontextmanager
+async def working(ingest: Ingest) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(ingest.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, discord: Discord, server: ToyServer) -> Workshop:
+    return Workshop(tmp_path, discord, server)
+
+
+async def until_worked_off(queue: Queue) -> None:
+    async def empty() -> bool:
+        return queue.depth().waiting + queue.depth().deletions == 0
+
+    await until(empty)
+
+
+@pytest.mark.parametrize("step", ["download", "embedding", "before write", "after write"])
+async def test_ended_at_any_step_it_goes_on_and_does_nothing_twice(
+    shop: Workshop, step: str
+) -> None:
+    first, second = shop.sighting(1, map_art(1)), shop.sighting(2, map_art(2))
+    async with shop.open() as (ingest, queue, archive):
+        ingest.add([first, second])
+        archive.stop_before = step == "before write"
+        archive.stop_after = step == "after write"
+        reached = archive.reached
+        if step == "download":
+            shop.discord.download_gate.clear()
+            reached = shop.discord.download_started
+        elif step == "embedding":
+            shop.server.gate.clear()
+            reached = shop.server.asked
+        async with working(ingest):
+            await reached.wait()
+        assert queue.depth().waiting == 2
+    shop.discord.download_gate.set()
+    shop.server.gate.set()
+    embedded_before = len(shop.server.lanes)
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            await until_worked_off(queue)
+        assert await archive.keys() == ["1", "2"]
+        assert await archive.seen([first.key, second.key], MODEL_ID) == {first.key, second.key}
+    if step == "after write":
+        assert len(shop.server.lanes) == embedded_before == 2
+
+
+async def test_a_deletion_that_crosses_the_write_wins(shop: Workshop) -> None:
+    crossed = shop.sighting(1, map_art(1))
+    async with shop.open() as (ingest, queue, archive):
+        archive.stop_after = True
+        async with working(ingest):
+            ingest.add([crossed])
+            await archive.reached.wait()
+            assert await archive.keys() == ["1"]
+            ingest.delete(Selection(message_ids=frozenset({"1"})))
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            await until_worked_off(queue)
+        assert await archive.keys() == []
+
+
+async def test_what_is_posted_after_a_deletion_survives_it(shop: Workshop) -> None:
+    async with shop.open() as (ingest, queue, archive):
+        ingest.add([shop.sighting(1, map_art(1))])
+        ingest.delete(Selection(guild_id="1"))
+        ingest.add([shop.sighting(2, map_art(2))])
+        async with working(ingest):
+            await until_worked_off(queue)
+        assert await archive.keys() == ["2"]
+
+
+async def test_while_the_archive_is_away_nothing_is_blamed_or_lost(shop: Workshop) -> None:
+    async with shop.open() as (ingest, queue, archive):
+        ingest.add([shop.sighting(1, map_art(1)), shop.sighting(2, map_art(2))])
+        archive.away = True
+        async with working(ingest):
+            await archive.reached.wait()
+            ingest.delete(Selection(message_ids=frozenset({"1"})))
+            assert queue.depth().waiting == 1
+            (item,) = queue.due(now_s=shop.now_s, limit=9)
+            assert item.attempts == 0
+            archive.away = False
+            await until_worked_off(queue)
+        assert await archive.keys() == ["2"]
+
+
+async def test_while_the_server_is_away_nothing_is_downloaded(shop: Workshop) -> None:
+    await shop.server.stop()
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([shop.sighting(1, map_art(1))])
+            await shop.server.start()
+            await until_worked_off(queue)
+        assert await archive.keys() == ["1"]
+    assert len(shop.discord.downloads) == 1
+
+
+async def test_what_is_no_picture_is_set_aside_at_once_and_stops_nobody(shop: Workshop) -> None:
+    # The second has a picture's first bytes, so that it is the server that refuses it.
+    wrong = shop.sighting(1, b"hello"), shop.sighting(2, map_art(1)[:40])
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([*wrong, shop.sighting(3, map_art(3))])
+            await until_worked_off(queue)
+        assert {entry.sighting.message_id: entry.reason for entry in queue.set_aside_list()} == {
+            "1": "The file is no picture of a known format.",
+            "2": "The file is no readable image.",
+        }
+        assert await archive.keys() == ["3"]
+
+
+async def test_a_picture_that_cannot_be_had_is_tried_later_and_later_then_set_aside(
+    shop: Workshop,
+) -> None:
+    shop.fresh = FetchError("Discord gives no fresh link: 500.")
+    lost = shop.sighting(1, map_art(1))
+    shop.discord.files.clear()
+    waits = []
+    async with shop.open() as (ingest, queue, _archive):
+        ingest.add([lost])
+        for attempt in range(1, 9):
+            async with working(ingest):
+
+                async def tried(number: int = attempt) -> bool:
+                    return len(shop.refreshed) == number and not queue.due(
+                        now_s=shop.now_s, limit=1
+                    )
+
+                await until(tried)
+            if (due_at_s := queue.next_due_at_s()) is not None:
+                waits.append(due_at_s - shop.now_s)
+                shop.now_s = due_at_s
+        assert waits == [5, 10, 20, 40, 80, 160, 320]
+        (entry,) = queue.set_aside_list()
+        assert entry.reason == "Discord gives no fresh link: 500."
+
+
+async def test_a_link_that_died_early_is_renewed(shop: Workshop) -> None:
+    dead = shop.sighting(1, map_art(1))
+    del shop.discord.files[int(dead.attachment_id)]
+    shop.fresh = replace(dead, fetch_url=shop.sighting(1, map_art(1)).fetch_url)
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([dead])
+            await until_worked_off(queue)
+        assert await archive.keys() == ["1"]
+    assert shop.refreshed == [dead]
+
+
+async def test_a_picture_whose_message_is_gone_is_dropped(shop: Workshop) -> None:
+    dead = shop.sighting(1, map_art(1))
+    shop.discord.files.clear()
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([dead])
+            await until_worked_off(queue)
+        assert queue.depth().set_aside == 0
+        assert await archive.keys() == []
+
+
+async def test_a_fault_of_ours_with_one_picture_stops_no_other(
+    shop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = replace(shop.sighting(1, map_art(1)), posted_at="yesterday")
+    async with shop.open() as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([broken, shop.sighting(2, map_art(2))])
+
+            async def put_off() -> bool:
+                return not queue.due(now_s=shop.now_s, limit=1)
+
+            await until(put_off)
+            assert await archive.keys() == ["2"]
+        assert queue.depth().waiting == 1
+    assert "Picture" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "expired"),
+    [
+        ("?ex=64&is=1&hm=0", True),
+        ("?ex=65&is=1&hm=0", False),
+        ("", False),
+        ("?ex=soon", False),
+        ("?ex=", False),
+    ],
+)
+def test_a_link_tells_when_it_expires(query: str, expired: bool) -> None:  # noqa: FBT001 (pytest's way)
+    assert link_expired("https://cdn.discordapp.com/a.png" + query, now_s=100) is expired

@@ -1,0 +1,462 @@
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.batcher import Batched, Batcher
+from inference.errors import (
+    EmbeddingError,
+    EngineMemoryError,
+    InferenceError,
+    InvalidInputError,
+    ShuttingDownError,
+)
+from inference.lanes import Lane
+from tests.inference.core.conftest import GatedRun, Submit, quiet
+
+INTERACTIVE, BULK = Lane.INTERACTIVE, Lane.BULK
+
+
+@asynccontextmanager
+async def serving(batcher: Batcher[Any, Any]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(batcher.serve())
+    await quiet()
+    yield task
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_lone_item_starts_at_once(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4)
+    async with serving(batcher):
+        call = submit_to(batcher)("a")
+        await quiet()
+        assert run.batches == [["a"]]
+        run.open()
+
+        assert (await call).value == "a"
+
+
+async def test_what_arrives_during_a_run_forms_the_next_batch_up_to_the_maximum(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=3)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit("a")]
+        await quiet()
+        calls += [submit(item) for item in "bcde"]
+        await quiet()
+        assert run.batches == [["a"]]
+        assert batcher.waiting == 4
+        await run.finish()
+        assert run.batches[1:] == [["b", "c", "d"]]
+        await run.finish()
+        assert run.batches[2:] == [["e"]]
+        run.open()
+
+        assert [answer.value for answer in await asyncio.gather(*calls)] == list("abcde")
+        assert [call.result().batch_size for call in calls] == [1, 3, 3, 3, 1]
+
+
+async def test_a_batch_grows_until_the_engine_is_free(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    turn = asyncio.Lock()
+    batcher = Batcher(run, max_batch=4, turn=turn)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        await turn.acquire()
+        calls = [submit("a")]
+        await quiet()
+        calls.append(submit("b"))
+        await quiet()
+        assert run.batches == []
+        turn.release()
+        run.open()
+        await asyncio.gather(*calls)
+
+        assert run.batches == [["a", "b"]]
+
+
+async def test_two_batchers_take_turns_on_one_engine(
+    submit_to: Callable[[Batcher[str, str]], Submit],
+) -> None:
+    turn = asyncio.Lock()
+    pictures, texts = GatedRun(), GatedRun()
+    one = Batcher(pictures, max_batch=4, turn=turn)
+    other = Batcher(texts, max_batch=4, turn=turn)
+    async with serving(one), serving(other):
+        calls = [submit_to(one)("p0")]
+        await quiet()
+        calls += [submit_to(one)("p1"), submit_to(other)("t0")]
+        await quiet()
+        assert (pictures.batches, texts.batches) == ([["p0"]], [])
+        await pictures.finish()
+        assert texts.batches == [["t0"]]
+        assert pictures.batches == [["p0"]]
+        await texts.finish()
+        assert pictures.batches == [["p0"], ["p1"]]
+        pictures.open()
+        await asyncio.gather(*calls)
+
+
+async def test_interactive_goes_before_bulk_and_bulk_keeps_its_share(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4, bulk_share=0.25)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit("first")]
+        await quiet()
+        calls += [submit(f"b{number}", BULK) for number in range(6)]
+        calls += [submit(f"i{number}") for number in range(6)]
+        await quiet()
+        for _ in range(5):
+            await run.finish()
+        await asyncio.gather(*calls)
+
+    assert run.batches[1] == ["i0", "i1", "i2", "b0"]
+    assert run.batches[2] == ["i3", "i4", "i5", "b1"]
+
+
+async def test_times_and_batch_size_are_told(
+    submit_to: Callable[[Batcher[str, str]], Submit],
+) -> None:
+    now = 0.0
+
+    async def run(items: Sequence[str]) -> Sequence[str]:
+        nonlocal now
+        now += 3.0
+        return items
+
+    turn = asyncio.Lock()
+    batcher = Batcher(run, max_batch=4, turn=turn, clock=lambda: now)
+    async with serving(batcher):
+        await turn.acquire()
+        early = submit_to(batcher)("early")
+        await quiet()
+        now = 2.0
+        late = submit_to(batcher)("late")
+        await quiet()
+        turn.release()
+
+        assert await early == Batched(value="early", queue_s=2.0, run_s=3.0, batch_size=2)
+        assert await late == Batched(value="late", queue_s=0.0, run_s=3.0, batch_size=2)
+
+
+async def test_a_caller_that_leaves_while_waiting_is_never_run(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        first = submit("first")
+        await quiet()
+        gone, stays = submit("gone"), submit("stays")
+        await quiet()
+        gone.cancel()
+        await quiet()
+        assert batcher.waiting == 1
+        await run.finish()
+        run.open()
+        await asyncio.gather(first, stays)
+
+    assert run.batches == [["first"], ["stays"]]
+
+
+async def test_a_caller_that_leaves_in_the_instant_of_the_choice_is_never_run(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    turn = asyncio.Lock()
+    batcher = Batcher(run, max_batch=4, turn=turn)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        await turn.acquire()
+        gone = submit("gone")
+        await quiet()
+        turn.release()  # the loop wakes before the cancelled caller does
+        gone.cancel()
+        await quiet()
+        assert run.batches == []
+        call = submit("next")
+        run.open()
+        await call
+
+    assert run.batches == [["next"]]
+
+
+async def test_a_caller_that_leaves_during_the_run_breaks_nothing(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        first = submit("first")
+        await quiet()
+        gone, stays = submit("gone"), submit("stays")
+        await run.finish()
+        gone.cancel()
+        await run.finish()
+        assert (await stays).value == "stays"
+        assert gone.cancelled()
+        call = submit("after")
+        run.open()
+
+        assert (await call).value == "after"
+        assert (await first).value == "first"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ValueError("secret"), InferenceError),
+        (InferenceError("no"), InferenceError),
+        (InvalidInputError("bad"), InvalidInputError),
+    ],
+)
+async def test_a_failing_run_fails_exactly_its_batch(
+    run: GatedRun,
+    submit_to: Callable[[Batcher[str, str]], Submit],
+    raised: Exception,
+    expected: type[Exception],
+) -> None:
+    batcher = Batcher(run, max_batch=2)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit(item) for item in "abc"]
+        await quiet()
+        await run.finish(raised)
+        await run.finish()
+        for call in calls[:2]:
+            error = call.exception()
+            assert type(error) is expected
+            assert "secret" not in str(error)
+
+        assert (await calls[2]).value == "c"
+
+
+@pytest.mark.parametrize("answer", [[], ["a"], ["a", "b", "c"]])
+async def test_a_wrong_number_of_results_is_a_failure(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit], answer: list[str]
+) -> None:
+    batcher = Batcher(run, max_batch=2)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit(item) for item in "ab"]
+        await quiet()
+        await run.finish(answer)
+        assert all(isinstance(call.exception(), InferenceError) for call in calls)
+        call = submit("next")
+        run.open()
+
+        assert (await call).value == "next"
+
+
+async def test_out_of_memory_splits_the_batch_and_lowers_the_ceiling(
+    run: GatedRun,
+    submit_to: Callable[[Batcher[str, str]], Submit],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    batcher = Batcher(run, max_batch=5)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit(item) for item in "abcde"]
+        await quiet()
+        with caplog.at_level(logging.WARNING):
+            await run.finish(EngineMemoryError("full"))
+        for _ in range(3):
+            run.open()
+
+        assert [answer.value for answer in await asyncio.gather(*calls)] == list("abcde")
+        assert batcher.max_batch == 2
+    assert run.batches == [list("abcde"), ["a", "b"], ["c", "d"], ["e"]]
+    assert "at most 2" in caplog.text
+
+
+async def test_out_of_memory_on_a_single_item_fails_it(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4)
+    async with serving(batcher):
+        call = submit_to(batcher)("a")
+        await quiet()
+        await run.finish(EngineMemoryError("full"))
+
+        assert isinstance(call.exception(), EngineMemoryError)
+        assert batcher.max_batch == 4
+
+
+async def test_a_split_batch_loses_those_who_left_meanwhile(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4)
+    submit = submit_to(batcher)
+    async with serving(batcher):
+        calls = [submit(item) for item in "abcd"]
+        await quiet()
+        calls[1].cancel()
+        await run.finish(EngineMemoryError("full"))
+        for _ in range(2):
+            run.open()
+        await asyncio.wait(calls)
+
+    assert run.batches == [list("abcd"), ["a", "c"], ["d"]]
+
+
+async def test_close_drains_then_refuses(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=1)
+    submit = submit_to(batcher)
+    serve = asyncio.create_task(batcher.serve())
+    calls = [submit(item) for item in "ab"]
+    await quiet()
+    batcher.close()
+    with pytest.raises(ShuttingDownError):
+        await batcher.submit("late", INTERACTIVE)
+    run.open()
+    run.open()
+
+    assert [answer.value for answer in await asyncio.gather(*calls)] == ["a", "b"]
+    await serve
+    with pytest.raises(ShuttingDownError):
+        await batcher.submit("later", INTERACTIVE)
+
+
+async def test_close_ends_an_idle_loop(run: GatedRun) -> None:
+    batcher = Batcher(run, max_batch=1)
+    serve = asyncio.create_task(batcher.serve())
+    await quiet()
+    batcher.close()
+
+    await serve
+
+
+async def test_a_cancelled_loop_fails_all_who_wait(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=1)
+    submit = submit_to(batcher)
+    async with serving(batcher) as serve:
+        calls = [submit(item) for item in "ab"]
+        await quiet()
+        serve.cancel()
+        await asyncio.wait(calls)
+
+        assert all(isinstance(call.exception(), ShuttingDownError) for call in calls)
+
+
+async def test_a_broken_loop_fails_all_who_wait_and_says_so_afterwards(
+    submit_to: Callable[[Batcher[str, str]], Submit],
+) -> None:
+    broken = False
+
+    async def run(items: Sequence[str]) -> Sequence[str]:
+        return items
+
+    def clock() -> float:
+        if broken:
+            raise RuntimeError("a bug")
+        return 0.0
+
+    turn = asyncio.Lock()
+    batcher = Batcher(run, max_batch=1, turn=turn, clock=clock)
+    submit = submit_to(batcher)
+    serve = asyncio.create_task(batcher.serve())
+    await turn.acquire()
+    calls = [submit(item) for item in "ab"]
+    await quiet()
+    broken = True
+    turn.release()
+    await asyncio.wait([serve, *calls])
+
+    assert isinstance(serve.exception(), RuntimeError)
+    assert all(type(call.exception()) is InferenceError for call in calls)
+    with pytest.raises(InferenceError, match="restarted"):
+        await batcher.submit("late", INTERACTIVE)
+
+
+def test_a_batch_holds_at_least_one(run: GatedRun) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Batcher(run, max_batch=0)
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("submit"), st.sampled_from(list(Lane))),
+    st.tuples(st.just("cancel"), st.integers(0, 50)),
+    st.tuples(
+        st.just("answer"), st.sampled_from(["well", "well", "well", "error", "memory", "short"])
+    ),
+    st.tuples(st.just("quiet"), st.none()),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    operations=st.lists(OPERATIONS, max_size=80),
+    max_batch=st.integers(1, 5),
+    ending=st.sampled_from(["close", "cancel"]),
+)
+def test_every_caller_is_answered_once_in_order_whatever_happens(
+    operations: list[tuple[str, Any]], max_batch: int, ending: str
+) -> None:
+    asyncio.run(_play(operations, max_batch, ending))
+
+
+async def _play(operations: list[tuple[str, Any]], max_batch: int, ending: str) -> None:
+    run = GatedRun()
+    batcher = Batcher(run, max_batch=max_batch, bulk_share=0.25)
+    serve = asyncio.create_task(batcher.serve())
+    calls: list[asyncio.Task[Batched[str]]] = []
+    cancelled: set[int] = set()
+    failing = {"error": ValueError("no"), "memory": EngineMemoryError("full"), "short": []}
+
+    for name, value in operations:
+        if name == "submit":
+            item = f"{value}:{len(calls)}"
+            calls.append(asyncio.create_task(batcher.submit(item, value)))
+        elif name == "cancel" and calls:
+            victim = value % len(calls)
+            if not calls[victim].done():
+                cancelled.add(victim)
+            calls[victim].cancel()
+        elif name == "answer":
+            await quiet()
+            if run.batches:
+                await run.finish(failing.get(value))
+        await quiet() if name == "quiet" else None
+
+    await quiet()
+    if ending == "close":
+        batcher.close()
+        for _ in range(len(calls) + 1):
+            run.open()
+    else:
+        serve.cancel()
+    await asyncio.wait([serve, *calls])
+
+    for number, call in enumerate(calls):
+        if call.cancelled():
+            assert number in cancelled
+        elif (error := call.exception()) is not None:
+            assert isinstance(error, EmbeddingError)
+        else:
+            assert call.result().value.endswith(f":{number}")
+    assert all(1 <= len(batch) <= max_batch for batch in run.batches)
+    for lane in Lane:
+        # Items that are tried again after running out of memory keep their place: the numbers
+        # only ever start over from the batch that was split.
+        first_runs: list[int] = []
+        for batch in run.batches:
+            numbers = [int(item.split(":")[1]) for item in batch if item.startswith(f"{lane}:")]
+            assert numbers == sorted(numbers)
+            first_runs += [number for number in numbers if number not in first_runs]
+        assert first_runs == sorted(first_runs)

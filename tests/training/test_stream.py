@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exporter.training import corpus, stream
+from exporter.training.stream import Source, Window
+
+SOURCE = Source(seed=3)
+
+
+def test_a_window_slides_along_the_stream() -> None:
+    with Window(SOURCE, size=8, refresh=4, workers=0) as window:
+        window.advance()
+        window.advance()
+        seen = window.sample(np.random.default_rng(0), 8)
+    expected = stream.draw_items(SOURCE, range(8, 16))
+
+    found = {picture.tobytes() for picture in seen.pixels}
+    assert found == {picture.tobytes() for picture in expected.pixels}
+
+
+def test_a_resumed_window_is_the_one_that_was_left() -> None:
+    with Window(SOURCE, size=8, refresh=4, workers=0) as window:
+        for _ in range(3):
+            window.advance()
+        went_on = window.sample(np.random.default_rng(5), 4)
+    with Window(SOURCE, size=8, refresh=4, step=3, workers=0) as window:
+        resumed = window.sample(np.random.default_rng(5), 4)
+
+    assert np.array_equal(went_on.pixels, resumed.pixels)
+    assert np.array_equal(went_on.aspects, resumed.aspects)
+
+
+def test_siblings_are_drawn_together_and_differ() -> None:
+    source = Source(seed=3, sibling_share=1.0)
+    with Window(source, size=8, refresh=4, workers=0) as window:
+        batch = window.sample(np.random.default_rng(0), 4)
+
+    for even in (0, 2):
+        pair = batch.pixels[even], batch.pixels[even + 1]
+        assert batch.aspects[even] == batch.aspects[even + 1]
+        assert not np.array_equal(*pair)
+
+
+def test_streams_of_different_seeds_share_no_pictures() -> None:
+    ours = stream.draw_items(Source(seed=1, sibling_share=0), range(6)).pixels
+    theirs = stream.draw_items(Source(seed=2, sibling_share=0), range(6)).pixels
+
+    assert not {p.tobytes() for p in ours} & {p.tobytes() for p in theirs}
+
+
+def test_an_odd_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="even"):
+        Window(SOURCE, size=7, refresh=2, workers=0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(10):
+        # Two tones each, so that none counts as blank; the tone tells which picture it is.
+        picture = np.zeros((40, 40, 3), np.uint8)
+        picture[:, 20:] = 60 + 19 * index
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    Image.new("RGB", (40, 40)).save(folder / "blank.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    target = tmp_path / "corpus.npy"
+    assert corpus.build(folder, target) == 10
+    return target
+
+
+def test_a_corpus_leaves_out_what_is_of_no_use(cache: Path) -> None:
+    assert corpus.load(cache).shape == (10, corpus.SIDE, corpus.SIDE, 3)
+    assert list(cache.parent.glob("*.partial*")) == []
+
+
+def test_training_never_sees_the_held_out_part_of_a_corpus(cache: Path) -> None:
+    pictures = corpus.load(cache)
+    source = Source(seed=1, corpus=cache, corpus_share=1.0, corpus_part=(0.0, 0.9))
+    brightest = [
+        stream._picture(source, index, np.random.default_rng(index)).max() for index in range(40)
+    ]
+
+    # The tenth picture is brighter than all others; interpolation may overshoot a little.
+    assert max(brightest) < int(pictures[9].max()) - 5
