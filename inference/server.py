@@ -286,11 +286,11 @@ async def _serve_until_signal(settings: ServerSettings) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
-        _log.info("%s: draining for up to %g s; once more kills", number.name, settings.drain_s)
-        stopping.set()
         for one in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(one)
             signal.signal(one, signal.SIG_DFL)
+        _log.info("%s: draining for up to %g s; once more kills", number.name, settings.drain_s)
+        stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

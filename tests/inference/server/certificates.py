@@ -1,6 +1,6 @@
 """An authority for tests, and certificates that it signs."""
 
-import datetime
+import datetime as dt
 import ipaddress
 from pathlib import Path
 
@@ -50,8 +50,8 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey
     ) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        day = datetime.timedelta(days=1)
+        now = dt.dt.now(dt.UTC)
+        day = dt.timedelta(days=1)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

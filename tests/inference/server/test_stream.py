@@ -45,22 +45,6 @@ async def test_every_image_is_answered_under_its_id_and_a_bad_one_is_an_item(stu
     assert error.message == "This is not an image."
 
 
-async def test_results_that_are_ready_together_travel_together(
-    stub: Stub, engine: GatedEngine
-) -> None:
-    engine.gate.clear()
-    call = stub.EmbedStream()
-    await call.write(message((0, picture(0))))
-    await asyncio.to_thread(engine.entered.acquire)
-    await call.write(message(*((number, picture(number)) for number in range(1, 5))))
-    await call.done_writing()
-    engine.gate.set()
-    messages = [response async for response in call]
-    assert axes(messages) == {number: number for number in range(5)}
-    assert engine.seen == [[0], [1, 2, 3, 4]]
-    assert max(len(message.results) for message in messages) > 1
-
-
 async def test_many_images_go_through_a_small_window(start: Start) -> None:
     async with start(stream_window=2, queue_size=2) as server, stub_of(server) as stub:
         await server.ready()
@@ -128,9 +112,11 @@ class Writer:
         self.gate = asyncio.Event()
         self.gate.set()
         self.results: list[pb.StreamResult] = []
+        self.messages = 0
 
     async def write(self, message: pb.EmbedStreamResponse, /) -> None:
         await self.gate.wait()
+        self.messages += 1
         self.results.extend(message.results)
 
 
@@ -176,6 +162,26 @@ async def test_no_more_is_read_than_the_window_holds_while_the_caller_does_not_r
     with pytest.raises(ShuttingDownError):
         await running
     assert [result.id for result in writer.results] == [1, 2, 3, 4]
+
+
+async def test_results_that_are_ready_together_travel_together() -> None:
+    ready = asyncio.Event()
+
+    async def embed(image_id: int, image: bytes) -> pb.StreamResult:
+        await ready.wait()
+        return pb.StreamResult(id=image_id)
+
+    writer = Writer()
+    stream = BulkStream(embed, window=8, idle_s=60)
+    running = asyncio.create_task(stream.run(aiter(Source(last=4)), writer))
+    await settle()
+    ready.set()
+    await settle()
+    stream.close()
+    with pytest.raises(ShuttingDownError):
+        await running
+    assert {result.id for result in writer.results} == {1, 2, 3, 4}
+    assert writer.messages < 4
 
 
 async def test_a_caller_that_sends_nothing_is_sent_away() -> None:

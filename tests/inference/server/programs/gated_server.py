@@ -20,5 +20,5 @@ class StdinEngine(GatedEngine):
 
 
 model = server.LoadedModel(manifest=manifest(), images=StdinEngine(), texts=None, preprocess=decode)
-with mock.patch.object(server, "load_model", lambda _: model):
+with mock.patch.object(server, "load_model", return_value=model):
     sys.exit(server.run(ServerSettings.load(listen="127.0.0.1:0")))
