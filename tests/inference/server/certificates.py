@@ -50,7 +50,7 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey
     ) -> x509.CertificateBuilder:
-        now = dt.dt.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC)
         day = dt.timedelta(days=1)
         return (
             x509.CertificateBuilder()
