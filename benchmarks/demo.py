@@ -26,6 +26,8 @@ from exporter.training.scenes import Kind, render_file
 
 _READY_WITHIN_S = 30
 _STOP_WITHIN_S = 15
+# The commands run here, out of reach of the user's own `.env`, which is not for the demo.
+_NO_SETTINGS = SAMPLE_DIR
 
 
 def run_demo(out: Path, *, number: int, seed: int) -> int:
@@ -41,6 +43,7 @@ def run_demo(out: Path, *, number: int, seed: int) -> int:
     """
     maps = sample_maps()
     wanted = maps[number % len(maps)]
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     archive, sheet = out / "demo.db", out / "sheet.png"
     for old in out.glob("demo.db*"):
@@ -85,7 +88,9 @@ def _server(address: str) -> Iterator[None]:
     command = [sys.executable, "-m", "bot.cli", "serve", "--listen", address]
     _show(command)
     started = time.monotonic()
-    process = subprocess.Popen(command, env=_environment())  # noqa: S603 - our own program
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        command, env=_environment(), cwd=_NO_SETTINGS
+    )
     try:
         with grpc.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -120,6 +125,7 @@ def _mapseek(*arguments: str, quiet: bool = False) -> str | None:
     done = subprocess.run(  # noqa: S603 - our own program
         command,
         env=_environment(),
+        cwd=_NO_SETTINGS,
         stdout=subprocess.PIPE if quiet else None,
         text=True,
         check=False,
@@ -131,7 +137,7 @@ def _mapseek(*arguments: str, quiet: bool = False) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without the user's own mapseek settings, which are not for the demo."""
+    """The environment without the user's own mapseek settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MAPSEEK_")}
 
 

@@ -117,10 +117,14 @@ def to_stderr(service: str, level: LogLevel, form: LogFormat) -> Callable[[], No
     before, before_level = list(root.handlers), root.level
     root.handlers[:] = [handler]
     root.setLevel(level.number)
+    # At the debug level Pillow tells of every chunk of every file.
+    pillow = logging.getLogger("PIL")
+    pillow.setLevel(max(level.number, logging.INFO))
 
     def undo() -> None:
         root.handlers[:] = before
         root.setLevel(before_level)
+        pillow.setLevel(logging.NOTSET)
 
     return undo
 

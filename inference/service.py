@@ -180,6 +180,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         except grpc.aio.AbortError:
             raise
         except EmbeddingError as error:
+            _log.debug("refused: %s", error)
             await _abort(context, error, str(error))
         except asyncio.CancelledError as error:
             if being_cancelled():  # the caller has gone, or the server cuts it off

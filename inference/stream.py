@@ -104,6 +104,7 @@ class BulkStream:
             self._places.release()
             return
         except EmbeddingError as error:
+            _log.debug("refused an image of a stream: %s", error)
             result = _error_result(image_id, error, str(error))
         except asyncio.CancelledError as error:
             if being_cancelled():

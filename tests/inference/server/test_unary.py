@@ -76,13 +76,14 @@ async def test_a_full_server_refuses_with_a_hint(start: Start, engine: GatedEngi
 
 
 async def test_work_past_its_deadline_is_dropped_before_it_is_computed(
-    stub: Stub, engine: GatedEngine
+    engine: GatedEngine, server: RunningServer, stub: Stub
 ) -> None:
     engine.gate.clear()
     first = stub.Embed(pb.EmbedRequest(image=picture(1)))
     await asyncio.to_thread(engine.entered.acquire)
     error = await status_of(stub.Embed(pb.EmbedRequest(image=picture(2)), timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: server.calls == 1)  # the server hears of it a moment later
     engine.gate.set()
     await first
     await stub.Embed(pb.EmbedRequest(image=picture(3)))
