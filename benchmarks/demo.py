@@ -68,7 +68,7 @@ def run_demo(out: Path, *, number: int, seed: int) -> int:
             answer = _mapseek(*find, "--json", quiet=True)
             if shown is None or answer is None:
                 return 1
-    first = json.loads(answer)["matches"][0]["picture"]
+    first = json.loads(answer)["matches"][0]
     found = first["message_id"] == str(_message_id(number % len(maps)))
     _say(
         f"{'Found' if found else 'NOT found'} in {time.monotonic() - started:.0f} s. "

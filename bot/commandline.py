@@ -8,7 +8,7 @@ from typing import Any
 from bot import console
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, ImageArchive, Match
-from bot.importer.files import UnreadableError, read
+from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import SourceError
 from bot.importer.source import Kind, open_source
 from bot.index import Indexer
@@ -55,16 +55,24 @@ async def _index(
                     raise
     progress = indexer.progress
     if not progress.done:
-        raise SourceError(f"There are no pictures in {path}.")
+        raise SourceError(_why_no_pictures(path))
     console.print_indexed(indexer, archive=settings.archive)
     return 0 if progress.stored or progress.known else 1
+
+
+def _why_no_pictures(path: Path) -> str:
+    if path.is_file() and path.suffix.lower() != ".json":
+        return (
+            f"{path} is no picture ({FORMATS_IN_WORDS}) and no JSON export of DiscordChatExporter."
+        )
+    return f"There are no pictures ({FORMATS_IN_WORDS}) in {path}."
 
 
 def find(
     query: Path | str,
     *,
     scope: Scope,
-    sheet: Path,
+    sheet: Path | None,
     as_json: bool,
     archive: Path | None,
     server: str | None,
@@ -79,7 +87,7 @@ def find(
 async def _find(
     query: Path | str,
     scope: Scope,
-    sheet: Path,
+    sheet: Path | None,
     settings: BotSettings,
     client_settings: ClientSettings,
     *,
@@ -94,7 +102,10 @@ async def _find(
         asked: bytes | str
         if isinstance(query, Path):
             asked = await asyncio.to_thread(_query, query, model.limits.max_image_bytes)
-            matches = await find_image(client, archive, asked, scope)
+            try:
+                matches = await find_image(client, archive, asked, scope)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{query}: {error}") from None
             verdicts = [judge(match.score, model.thresholds) for match in matches]
         else:
             asked = query
@@ -102,13 +113,11 @@ async def _find(
             verdicts = [None for _ in matches]
         if not matches:
             raise ArchiveError(await _why_nothing(archive, settings.archive, model))
-    tiles = await asyncio.to_thread(_tiles, matches, verdicts, model.limits.max_image_bytes)
-    drawn = await draw_sheet(asked, tiles)
     if as_json:
         console.print_json(
             {
                 "model": model.id,
-                "sheet": str(sheet),
+                "sheet": None if sheet is None else str(sheet),
                 "matches": [
                     console.match_json(rank, match, verdict)
                     for rank, (match, verdict) in enumerate(zip(matches, verdicts, strict=True), 1)
@@ -117,6 +126,10 @@ async def _find(
         )
     else:
         console.print_matches(matches, verdicts)
+    if sheet is None:
+        return 0
+    tiles = await asyncio.to_thread(_tiles, matches, verdicts, model.limits.max_image_bytes)
+    drawn = await draw_sheet(asked, tiles)
     try:
         await asyncio.to_thread(sheet.write_bytes, drawn)
     except OSError as error:

@@ -106,7 +106,7 @@ def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None
     parts = [f"{progress.stored} stored"]
     if progress.stored > progress.embedded:
         known = progress.stored - progress.embedded
-        parts[0] += f" ({known} with bytes that were embedded before)"
+        parts[0] += f" ({known} of them copies of embedded files)"
     if progress.known:
         parts.append(f"{progress.known} there already")
     if progress.set_aside:
@@ -121,10 +121,12 @@ def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None
         reasons[aside.reason].append(aside.name)
     for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
         out.print(Text(f"\nSet aside ({len(names)}): {plain(reason)}", style="yellow"))
-        for name in names[:_MOST_NAMES]:
+        # A screen is read at a glance; what is written to a file is complete.
+        most = _MOST_NAMES if out.is_terminal else len(names)
+        for name in names[:most]:
             out.print(Text(f"  {plain(name)}"))
-        if len(names) > _MOST_NAMES:
-            out.print(Text(f"  and {len(names) - _MOST_NAMES} more"))
+        if len(names) > most:
+            out.print(Text(f"  and {len(names) - most} more: add `> list.txt` for all of them"))
 
 
 def print_matches(matches: Sequence[Match], verdicts: Sequence[Verdict | None]) -> None:

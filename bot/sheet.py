@@ -11,10 +11,11 @@ from functools import cache
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bot.archive.port import Match
+from bot.importer.files import FORMATS, dimensions
 from bot.search import Verdict
 
-# What is drawn at all. Pictures come from strangers: anything else becomes a placeholder.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
+# Pictures come from strangers: what is larger, or of a format that the server does not read,
+# becomes a placeholder.
 _MOST_BYTES = 32 * 1024 * 1024
 _MOST_PIXELS = 40_000_000
 
@@ -32,6 +33,7 @@ _CARD_HEIGHT = _BOX + 2 * _PADDING + _CAPTION_HEIGHT
 _RADIUS = 12
 _ACCENT_WIDTH = 5
 
+_MOST_LETTERS = 200
 _TITLE_SIZE = 22
 _TEXT_SIZE = 17
 
@@ -157,7 +159,7 @@ class _Card:
         _centre(self._draw, f"“{text}”", self._well, _BRIGHT)
 
     def caption(self, title: str, second: str, third: str, *, score: str = "") -> None:
-        """Writes three lines under the picture; the score stands to the right of the title."""
+        """Writes up to three lines under the picture; the score stands right of the title."""
         y = self._y + _BOX + 10
         self._draw.rectangle((self._x, y, self._x + _ACCENT_WIDTH - 1, y + 24), fill=self._accent)
         title_font, text_font = _font(_TITLE_SIZE), _font(_TEXT_SIZE)
@@ -168,6 +170,8 @@ class _Card:
         self._draw.text((self._x + _BOX - score_width, y), score, _BRIGHT, font=title_font)
         y += 34
         for line, colour in ((second, _BRIGHT), (third, _MUTED)):
+            if not line:
+                continue
             self._draw.text((self._x, y), _fitted(line, text_font, _BOX), colour, font=text_font)
             y += 25
 
@@ -180,12 +184,11 @@ def _place(match: Match) -> str:
 
 def _decoded(data: bytes) -> Image.Image | None:
     """A picture that fits the box, or None where the file must not or cannot be drawn."""
-    if len(data) > _MOST_BYTES:
+    width, height = dimensions(data)
+    if len(data) > _MOST_BYTES or not 0 < width * height <= _MOST_PIXELS:
         return None
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                return None
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             opened.draft("RGB", (2 * _BOX, 2 * _BOX))  # JPEG only: decodes at a fraction
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off
@@ -249,7 +252,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 def _drawable(text: str) -> str:
     """One line without what the built-in font has no shapes for."""
-    line = " ".join(text[:200].split())
+    line = " ".join((text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "…").split())
     return "".join(char if _has_glyph(char) else _nearest_glyph(char) for char in line)
 
 

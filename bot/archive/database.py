@@ -75,6 +75,11 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
     """
     if not create and not path.exists():
         raise ArchiveError(f"There is no archive at {path}: make one with `mapseek index PATH`.")
+    if path.is_dir():
+        raise ArchiveError(
+            f"{path} is a folder, and the archive is a file: name one, such as "
+            f"{path / 'mapseek.db'}."
+        )
     with sentences(path):
         # An absolute path: SQLite takes names such as ":memory:" for something else.
         connection = apsw.Connection(str(path.absolute()))
@@ -197,7 +202,8 @@ _SENTENCES: dict[type[apsw.Error] | tuple[type[apsw.Error], ...], str] = {
     ),
     apsw.FullError: "There is no room left for {}: what was stored before is safe.",
     (apsw.ReadOnlyError, apsw.PermissionsError): (
-        "{} may not be written to: give this user the right, or name another file."
+        "{} may not be written to: give this user the right to it and its folder, or name another "
+        "file."
     ),
     apsw.CantOpenError: (
         "{} cannot be opened: is its folder there, and may this user write to it?"

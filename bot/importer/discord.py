@@ -26,6 +26,10 @@ _HEADER_EVENTS = 500
 _HEADER_DEPTH = 2
 _LIST_DEPTH = 2
 _DEEPEST = 64
+_LONGEST_VALUE = 4 * 1024 * 1024  # in bytes; a message has a few thousand letters
+_MOST_PARTS = 1_000_000
+# What is kept of a message; the users behind its reactions alone could fill the memory.
+_KEPT = frozenset({"id", "timestamp", "author", "attachments", "embeds", "forwardedMessage"})
 _STARTS = frozenset({"start_map", "start_array"})
 _ENDS = frozenset({"end_map", "end_array"})
 _Event = tuple[int, int, str, Any]
@@ -104,16 +108,33 @@ class _BrokenError(Exception):
     """The JSON ends early, or is none."""
 
 
+class _Bounded:
+    """A file that breaks off inside a value without end: the parser would hold all of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.since_value = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.since_value += len(data)
+        if self.since_value > _LONGEST_VALUE:
+            raise _BrokenError
+        return data
+
+
 def _events(file: IO[bytes]) -> Iterator[_Event]:
     """The JSON's parts as they come, each with how many brackets are open before and after it.
 
     Raises:
-        _BrokenError: The JSON ends early, is none, or is nested as no export is.
+        _BrokenError: The JSON ends early, is none, or is nested as deep or as long as no export is.
     """
     file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
+    bounded = _Bounded(file)
     depth = 0
     try:
-        for kind, value in ijson.basic_parse(file):
+        for kind, value in ijson.basic_parse(bounded):
+            bounded.since_value = 0
             before = depth
             if kind in _STARTS:
                 depth += 1
@@ -150,13 +171,25 @@ def _channel(events: Iterator[_Event]) -> _Channel | None:
 
 
 def _messages(events: Iterator[_Event]) -> Iterator[Mapping[str, Any]]:
-    """The messages, once the events have come to them."""
+    """The messages, once the events have come to them.
+
+    Raises:
+        _BrokenError: A message has more parts than fit into memory with ease.
+    """
     message = None
+    parts, kept = 0, True
     for before, depth, kind, value in events:
         if message is None and before == _LIST_DEPTH and kind == "start_map":
             message = ijson.ObjectBuilder()
+            parts, kept = 0, True
         if message is not None:
-            message.event(kind, value)
+            if kind == "map_key" and depth == _LIST_DEPTH + 1:
+                kept = value in _KEPT
+            if kept or depth == _LIST_DEPTH:
+                message.event(kind, value)
+                parts += 1
+                if parts > _MOST_PARTS:
+                    raise _BrokenError
             if depth == _LIST_DEPTH:
                 yield message.value
                 message = None

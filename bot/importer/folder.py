@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.archive.port import PictureKey
-from bot.importer.files import claims_picture, is_picture
+from bot.importer.files import FORMATS_IN_WORDS, claims_picture, is_picture
 from bot.importer.found import Found, SetAside
 
 # What stands for the guild of pictures that no guild has posted.
@@ -42,9 +42,7 @@ def _look_at(path: Path, root: Path) -> Iterator[Found | SetAside]:
     try:
         if not path.is_file() or not is_picture(path):
             if claimed:
-                yield SetAside(
-                    name=_shown(path), reason="is no picture (PNG, JPEG, WebP, GIF or AVIF)"
-                )
+                yield SetAside(name=_shown(path), reason=f"is no picture ({FORMATS_IN_WORDS})")
             return
         if not path.resolve().is_relative_to(root):
             yield SetAside(name=_shown(path), reason="is a link that leads out of the folder")

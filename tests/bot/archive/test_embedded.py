@@ -38,10 +38,13 @@ async def count(path: Path) -> int:
         return (await archive.stats()).pictures
 
 
-async def assert_refused(path: Path, sentence: str, **options: Any) -> None:
+def assert_refused(path: Path, sentence: str, **options: Any) -> None:
+    async def use() -> None:
+        async with EmbeddedArchive(path, **options) as archive:
+            await archive.stats()
+
     with pytest.raises(ArchiveError, match=sentence):
-        async with EmbeddedArchive(path, **options):
-            pass
+        asyncio.run(use())
 
 
 async def test_one_file_remains_after_closing(path: Path, make_entry: MakeEntry) -> None:
@@ -49,58 +52,55 @@ async def test_one_file_remains_after_closing(path: Path, make_entry: MakeEntry)
     assert list(path.parent.iterdir()) == [path]
 
 
-async def test_a_missing_archive_is_not_made_for_a_reader(path: Path) -> None:
-    await assert_refused(path, "mapseek index", create=False)
+def test_a_missing_archive_is_not_made_for_a_reader(path: Path) -> None:
+    assert_refused(path, "mapseek index", create=False)
     assert not path.exists()
 
 
-async def test_a_missing_folder(tmp_path: Path) -> None:
-    await assert_refused(tmp_path / "none" / "maps.db", "is its folder there")
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "none" / "maps.db", "is its folder there")
 
 
-async def test_a_folder_is_no_archive(tmp_path: Path) -> None:
-    await assert_refused(tmp_path, "cannot be opened")
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    assert_refused(tmp_path, r"is a folder, .* such as .*mapseek\.db")
 
 
-async def test_a_file_of_something_else(path: Path) -> None:
+def test_a_file_of_something_else(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5000))
     before = path.read_bytes()
-    await assert_refused(path, "no mapseek archive")
+    assert_refused(path, "no mapseek archive")
     assert path.read_bytes() == before
 
 
-async def test_another_programs_database_is_left_alone(path: Path) -> None:
+def test_another_programs_database_is_left_alone(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE cookies (id)")
     other.close()
     before = path.read_bytes()
-    await assert_refused(path, "another program")
+    assert_refused(path, "another program")
     assert path.read_bytes() == before
 
 
-async def test_an_archive_of_a_newer_mapseek(path: Path, make_entry: MakeEntry) -> None:
-    await fill(path, make_entry([1, 0]))
+def test_an_archive_of_a_newer_mapseek(path: Path, make_entry: MakeEntry) -> None:
+    asyncio.run(fill(path, make_entry([1, 0])))
     with sqlite3.connect(path) as later:
         later.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     later.close()
-    await assert_refused(path, "update mapseek")
+    assert_refused(path, "update mapseek")
 
 
-async def test_a_damaged_file(path: Path, make_entry: MakeEntry) -> None:
-    await fill(path, *(make_entry() for _ in range(500)))
+def test_a_damaged_file(path: Path, make_entry: MakeEntry) -> None:
+    asyncio.run(fill(path, *(make_entry() for _ in range(500))))
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 8192))
-    with pytest.raises(ArchiveError, match="damaged"):
-        async with EmbeddedArchive(path) as archive:
-            await archive.stats()
+    assert_refused(path, "damaged")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to everything")
-async def test_a_file_that_may_not_be_written(path: Path, make_entry: MakeEntry) -> None:
-    await fill(path, make_entry([1, 0]))
-    path.chmod(0o444)
-    await assert_refused(path, "may not be written")
+def test_a_file_that_was_cut_short(path: Path, make_entry: MakeEntry) -> None:
+    asyncio.run(fill(path, *(make_entry() for _ in range(500))))
+    os.truncate(path, path.stat().st_size // 2)
+    assert_refused(path, "damaged")
 
 
 async def test_a_writer_waits_for_another_process_and_readers_do_not(
@@ -211,13 +211,19 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_writer_leaves_whole_batches(path: Path) -> None:
+def written_until_killed(path: Path) -> list[int]:
+    """The batches that a process said to have stored before it was killed in the middle."""
     with subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
     ) as writer:
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(5)]
         writer.kill()
+    return told
+
+
+async def test_a_killed_writer_leaves_whole_batches(path: Path) -> None:
+    told = written_until_killed(path)
     async with EmbeddedArchive(path, create=False) as archive:
         found: dict[str, int] = {}
         async for entry in archive.entries():

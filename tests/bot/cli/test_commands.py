@@ -24,12 +24,28 @@ from tests.bot.importer.exports import (
 )
 
 MAPSEEK = (sys.executable, "-m", "bot.cli")
-EVERY_COMMAND = ("serve", "bot", "up", "index", "find", "stats", "export", "bench")
+EVERY_COMMAND = ("serve", "bot", "up", "index", "find", "stats", "export", "demo", "bench")
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+# Runs a command for which the rights of files hold, as they do for everyone but root.
+ORDINARY_USER = (
+    sys.executable,
+    "-c",
+    """
+import ctypes, os, sys
+drop, (write_all, read_all) = 24, (1, 2)  # of prctl(2) and capabilities(7)
+for right in (write_all, read_all):
+    ctypes.CDLL(None).prctl(drop, right, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+""",
+)
+
+
+def run(
+    *arguments: str | Path, prefix: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*MAPSEEK, *map(str, arguments)],
+        [*prefix, *MAPSEEK, *map(str, arguments)],
         env=_environment() | environment,
         capture_output=True,
         text=True,
@@ -116,13 +132,14 @@ def test_help_imports_nothing_heavy() -> None:
             "There is no archive at mapseek.db: make one with `mapseek index PATH`.",
         ),
         (["stats"], "There is no archive at mapseek.db"),
-        (["stats", "--archive", "folder"], "folder cannot be opened"),
+        (["stats", "--archive", "folder"], "folder is a folder, and the archive is a file"),
+        (["stats", "--archive", "plain.json"], "plain.json is no mapseek archive: name another"),
         (["index", "plain.json"], "plain.json is no JSON export of DiscordChatExporter"),
     ],
 )
 def test_failures_are_sentences(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "plain.json").write_text("{}")
+    (tmp_path / "plain.json").write_text("{}" * 500)
     assert_fails(run(*arguments), 1, sentence)
 
 
@@ -137,12 +154,14 @@ def test_a_wrong_setting_names_its_variable() -> None:
     assert_fails(run("stats", MAPSEEK_RESULTS="many"), 2, "MAPSEEK_RESULTS: ")
 
 
-def test_without_a_server_it_says_how_to_start_one(tmp_path: Path) -> None:
+def test_without_a_server_it_says_how_to_start_one(process: ToyProcess, tmp_path: Path) -> None:
     maps(tmp_path / "maps", 1)
-    done = run("index", "maps", "--server", "127.0.0.1:1")
     sentence = "No server answers at 127.0.0.1:1: start one with `mapseek serve`."
-    assert_fails(done, 1, sentence)
+    assert_fails(run("index", "maps", "--server", "127.0.0.1:1"), 1, sentence)
     assert not (tmp_path / "mapseek.db").exists()
+    run("index", "maps")
+    done = run("find", "maps/export.json_Files/000.png", "--server", "127.0.0.1:1")
+    assert_fails(done, 1, sentence)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +236,11 @@ def test_index_find_and_stats(process: ToyProcess, tmp_path: Path) -> None:
     }
     assert Path(answer["sheet"]).read_bytes().startswith(b"\x89PNG")
 
+    (tmp_path / "mapseek-find.png").unlink()
+    unasked = run("find", "query.png", "--json", "--limit", "1")
+    assert json.loads(unasked.stdout) == answer | {"sheet": None, "matches": answer["matches"][:1]}
+    assert not (tmp_path / "mapseek-find.png").exists()  # a script gets no file that it did not ask
+
     counted = run("stats")
     assert counted.returncode == 0
     assert "29 pictures" in counted.stdout
@@ -266,7 +290,7 @@ def test_find_by_words_without_a_text_tower(tmp_path: Path) -> None:
 def test_find_says_what_is_wrong_with_the_picture(process: ToyProcess, tmp_path: Path) -> None:
     run("index", maps(tmp_path / "export", 1))
     (tmp_path / "notes.txt").write_text("no picture")
-    assert_fails(run("find", "notes.txt"), 1, "no image")
+    assert_fails(run("find", "notes.txt"), 1, "notes.txt: This is no image in a format")
     assert_fails(run("find", "gone.png"), 1, "gone.png cannot be read: No such file")
     done = run("find", "export/export.json_Files/000.png", "--sheet", "none/sheet.png")
     assert done.returncode == 1
@@ -275,7 +299,70 @@ def test_find_says_what_is_wrong_with_the_picture(process: ToyProcess, tmp_path:
 
 def test_nothing_to_index(process: ToyProcess, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert_fails(run("index", "empty"), 1, "There are no pictures in empty.")
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    assert_fails(run("index", "empty"), 1, "There are no pictures (PNG, JPEG, WebP, GIF or AVIF)")
+    assert_fails(run("index", "empty/notes.txt"), 1, "empty/notes.txt is no picture (PNG,")
+    # What was made for them is an archive all the same.
+    counted = run("stats")
+    assert counted.stdout.splitlines()[1:] == ["Put some in with mapseek index PATH."]
+    assert json.loads(run("stats", "--json").stdout) | {"size_bytes": 0} == {
+        "pictures": 0,
+        "by_model": {},
+        "by_channel": [],
+        "newest": None,
+        "size_bytes": 0,
+    }
+    (tmp_path / "query.png").write_bytes(picture_bytes(0))
+    assert_fails(run("find", "query.png"), 1, "mapseek.db is empty: put pictures in with")
+
+
+def test_a_picture_of_another_model_is_no_match(process: ToyProcess, tmp_path: Path) -> None:
+    run("index", maps(tmp_path / "export", 3))
+    query = tmp_path / "export" / "export.json_Files" / "000.png"
+    other = ToyProcess("--name", "other")
+    done = run("find", query, MAPSEEK_SERVER=other.address)
+    assert_fails(done, 1, "no pictures that were embedded by other@abababababab, only by toy@abab")
+    assert "run `mapseek index PATH` with this server, or serve that model." in done.stderr
+    assert "3 stored." in run("index", "export", MAPSEEK_SERVER=other.address).stdout
+    assert run("find", query, MAPSEEK_SERVER=other.address).returncode == 0
+    other.close()
+    stats = json.loads(run("stats", "--json").stdout)
+    assert stats["pictures"] == 3
+    assert stats["by_model"] == {"toy@abababababab": 3, "other@abababababab": 3}
+
+
+def test_what_this_user_may_not_touch(process: ToyProcess, tmp_path: Path) -> None:
+    folder, archive = tmp_path / "maps", tmp_path / "own" / "maps.db"
+    folder.mkdir()
+    archive.parent.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture_bytes(number))
+    (folder / "1.png").chmod(0)
+
+    def ordinary(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return run(*arguments, "--archive", archive, prefix=ORDINARY_USER)
+
+    done = ordinary("index", folder)
+    assert done.returncode == 0, done.stderr
+    assert "2 stored, 1 set aside." in done.stdout
+    assert "Set aside (1): cannot be read: Permission denied" in done.stdout
+    (folder / "3.png").write_bytes(picture_bytes(3))
+    archive.chmod(0o444)
+    assert "2 pictures" in ordinary("stats").stdout  # reading is free
+    done = ordinary("index", folder)
+    assert done.returncode == 1
+    assert done.stdout.startswith("Stopped: 0 stored, 2 there already")
+    assert "maps.db may not be written to: give this user the right" in done.stderr
+    archive.rename(tmp_path / "maps.db")
+    archive.parent.chmod(0o555)
+    assert_fails(ordinary("index", folder), 1, "maps.db cannot be opened: is its folder there, and")
+    archive.parent.chmod(0o755)
+    (tmp_path / "maps.db").rename(archive)
+    (tmp_path / "closed").mkdir(0o555)
+    done = ordinary("find", folder / "0.png", "--json", "--sheet", tmp_path / "closed" / "a.png")
+    assert done.returncode == 1
+    assert len(json.loads(done.stdout)["matches"]) == 2  # what was found is said all the same
+    assert "The sheet cannot be written to" in done.stderr
 
 
 def test_an_export_without_its_media(process: ToyProcess, tmp_path: Path) -> None:
@@ -286,8 +373,17 @@ def test_an_export_without_its_media(process: ToyProcess, tmp_path: Path) -> Non
     )
     done = run("index", "export.json")
     assert done.returncode == 1  # nothing at all could be used
-    assert "Set aside (25): is not in the export: export again with --media" in done.stdout
-    assert "and 15 more" in done.stdout
+    reason = "Set aside (25): is not in the export: export again with --media"
+    assert reason in done.stdout
+    assert done.stdout.count("\n  map.png in message ") == 25  # a file of them is complete
+    assert "Indexing" not in done.stderr
+
+    # In a terminal there is a bar, and the list stays short.
+    shown = run("index", "export.json", FORCE_COLOR="1", TERM="xterm")
+    assert shown.stdout.count("map.png in message ") == 10
+    assert "and 15 more: add `> list.txt` for all of them" in shown.stdout
+    assert "Indexing" in shown.stderr
+    assert "25 set aside" in shown.stderr
 
 
 def test_names_cannot_steer_the_terminal(process: ToyProcess, tmp_path: Path) -> None:

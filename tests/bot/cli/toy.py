@@ -1,5 +1,6 @@
 """A real embedding server around a model small enough for tests."""
 
+import argparse
 import asyncio
 import os
 import subprocess
@@ -203,9 +204,11 @@ class ToyProcess:
         return line
 
 
-async def _main(*, text: bool) -> None:
+async def _main(arguments: argparse.Namespace) -> None:
     """Serves until standard input ends; obeys `ToyProcess`."""
-    async with toy_server(text=text) as server:
+    async with toy_server(
+        name=arguments.name, text=arguments.text, listen=arguments.listen
+    ) as server:
         print(server.address, flush=True)  # noqa: T201 - tells the parent
         while order := (await asyncio.to_thread(sys.stdin.readline)).split():
             match order:
@@ -219,4 +222,8 @@ async def _main(*, text: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(text="--no-text" not in sys.argv))
+    options = argparse.ArgumentParser()
+    options.add_argument("--name", default="toy")
+    options.add_argument("--listen", default="127.0.0.1:0")
+    options.add_argument("--no-text", dest="text", action="store_false")
+    asyncio.run(_main(options.parse_args()))

@@ -69,7 +69,7 @@ async def test_no_token_is_said_before_anything_else(bot: Bot) -> None:
 
 
 async def test_a_wrong_token_is_said_and_not_shown(bot: Bot) -> None:
-    process = Process(bot, token="wrong.secret.token")  # noqa: S106 (wrong, as it says)
+    process = Process(bot, token="wrong.secret.token")
     status, errors = await process.ends()
     assert status == 2
     assert "error: Discord refused the token" in errors

@@ -46,7 +46,7 @@ class ToyServer(pb_grpc.EmbeddingServiceServicer):
         self.asked = asyncio.Event()
         self.lanes: list[int] = []
 
-    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802 (gRPC's name)
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         self.asked.set()
         await self.gate.wait()
         try:
@@ -56,7 +56,7 @@ class ToyServer(pb_grpc.EmbeddingServiceServicer):
         self.lanes.append(request.lane)
         return pb.EmbedResponse(embedding=pb.Embedding(values=vector.tolist(), model_id=MODEL_ID))
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802 (gRPC's name)
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         return pb.GetModelResponse(
             model=pb.Model(
                 id=MODEL_ID,
@@ -72,11 +72,11 @@ class ToyServer(pb_grpc.EmbeddingServiceServicer):
             ),
         )
 
-    async def EmbedText(self, request: pb.EmbedTextRequest, context: Any) -> pb.EmbedTextResponse:  # noqa: N802 (gRPC's name)
+    async def EmbedText(self, request: pb.EmbedTextRequest, context: Any) -> pb.EmbedTextResponse:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The toy reads no text.")
         raise AssertionError("abort does not return")
 
-    async def EmbedStream(  # noqa: N802 (gRPC's name)
+    async def EmbedStream(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The toy takes no streams.")

@@ -298,6 +298,26 @@ def test_deep_nesting_is_no_way_to_stop_the_importer(tmp_path: Path) -> None:
         assert "damaged" in aside.reason
 
 
+def test_what_has_no_end_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = media(tmp_path, "map.png", PNG)
+    path = tmp_path / "export.json"
+    # A value as long as a file: the parser would hold all of it, and be slow about it.
+    endless = "x" * 5_000_000
+    good = message(1, attachments=[attachment(1, url)])
+    found, (aside,) = scan(write(path, [good, good | {"content": endless}, good]))
+    assert (len(found), "damaged" in aside.reason) == (1, True)
+    assert not discord.is_export(write(path, [good], guild={"id": GUILD, "name": endless}))
+
+    monkeypatch.setattr(discord, "_MOST_PARTS", 1000)
+    crowd = {"reactions": [{"users": [{"id": str(n)} for n in range(1000)]}]}
+    many = {"attachments": [attachment(n, url) for n in range(1000)]}
+    write(path, [message(1, attachments=[attachment(1, url)], **crowd), message(2, **many)])
+    found, (aside,) = scan(path)
+    assert ([one.key.attachment_id for one in found], "damaged" in aside.reason) == (["5001"], True)
+
+
 def test_a_message_without_an_id_is_set_aside(tmp_path: Path) -> None:
     url = media(tmp_path, "map.png", PNG)
     bad = [message(n, attachments=[attachment(n, url)]) for n in range(3)]
