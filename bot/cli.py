@@ -202,7 +202,7 @@ def serve(
 
     Without options it serves the bundled map-art model, on this machine only.
 
-    Stop it with Ctrl-C: what is running is finished first. The README lists all settings.
+    Stop it with Ctrl-C: what is running is finished first. `mapseek settings` lists what can be set.
     """
     from inference.server import run
     from inference.settings import ServerSettings
@@ -227,6 +227,33 @@ def discord(archive: ArchiveOption = None) -> None:
     from bot.settings import BotSettings
 
     raise typer.Exit(run_bot(BotSettings.load(archive=archive)))
+
+
+@app.command(rich_help_panel=_SERVING)
+def settings() -> None:
+    """List every setting with its default and meaning, as Markdown.
+
+    [dim]mapseek settings | less[/]
+
+    Write them as lines of .env, for example MAPSEEK_RESULTS=5, or set them in the environment.
+    """
+    from bot.settings import BotSettings
+    from inference.client import ClientSettings
+    from inference.environment import describe
+    from inference.settings import ServerSettings
+    from inference.telemetry import TelemetrySettings
+
+    for title, group in (
+        ("The server", ServerSettings),
+        ("What calls the server: `index`, `find`, the bot, your programs", ClientSettings),
+        ("The archive and the bot", BotSettings),
+        ("Every process", TelemetrySettings),
+    ):
+        typer.echo(f"**{title}**\n\n| setting | default | meaning |\n|---|---|---|")
+        for row in describe(group):
+            default = f"`{row.default}`" if row.default else ""
+            typer.echo(f"| `{row.variable}` | {default} | {row.description} |")
+        typer.echo()
 
 
 @app.command(rich_help_panel=_SERVING)

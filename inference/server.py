@@ -276,7 +276,7 @@ def run(settings: ServerSettings) -> int:
                 _log.exception("the server broke")
                 return EXIT_CRASHED
     except StartupError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
     return EXIT_DRAINED
 
