@@ -1,17 +1,22 @@
 """`mapseek bench`: measure it yourself. Each command imports what is heavy only when it runs."""
+# ruff: noqa: PLC0415 - imports wait for their command, see above
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
+    from benchmarks.report import Progress, Report
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Measure the server, the model and the decoding on this machine, or soak the server.",
 )
 
@@ -19,12 +24,15 @@ _PIPE_WIDTH = 132
 
 Model = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="Model folder; the bundled model where none is named."),
+    typer.Option("--model", "-m", metavar="DIR", help="Model folder; the bundled model if unset."),
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures to this JSON file, too.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures to this JSON file, too."),
 ]
-Provider = Annotated[str, typer.Option(help="onnxruntime provider: auto, cpu, cuda or tensorrt.")]
+Provider = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="Where the model runs.")
+]
 
 
 @app.command()
@@ -33,7 +41,10 @@ def serve(
     model: Model = None,
     server: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of a server that runs already, on the same --model."),
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A server that runs already, without TLS, on the same --model.",
+        ),
     ] = None,
     token: Annotated[
         str, typer.Option(envvar="MAPSEEK_TOKEN", help="Bearer token of that server.")
@@ -44,47 +55,57 @@ def serve(
     ] = 1.5,
     callers: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Callers of a closed loop; repeat for several. [1, 8, 32]"),
+        typer.Option(min=1, help="Callers of a closed loop; repeat for several. 1, 8, 32 if unset"),
     ] = None,
     load: Annotated[
         list[float] | None,
         typer.Option(
             min=0.01,
-            help="Rate of an open loop as a share of the capacity; repeat. [0.25, 0.5, 0.8, 2]",
+            help="Rate of an open loop as a share of the capacity; repeat for several. "
+            "0.25, 0.5, 0.8, 2 if unset",
         ),
     ] = None,
     provider: Provider = "auto",
     json: Json = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw throughput and latency into this file (.png or .svg)."),
+        typer.Option(metavar="FILE", help="Draw throughput and latency: a .png or .svg file."),
     ] = None,
 ) -> None:
     """Throughput and latency of the server, and the limit: the same work with no server.
 
-    Starts a server of its own on loopback. All measurements are interleaved in rounds, so that
-    other work on the machine disturbs them alike. Ctrl-C ends it with the figures so far.
+    [dim]mapseek bench serve --json serve.json --plot serve.png[/]
+
+    It starts its own server and sends JPEG screenshots of 854 by 480 pixels.
+
+    Everything is measured in rounds, so that other work disturbs all alike.
+
+    Ctrl-C ends it with the figures so far.
     """
-    with _sentences():
-        from benchmarks.serve import ServeOptions, bench_serve  # noqa: PLC0415  see the top
+    from benchmarks.serve import ServeOptions, bench_serve
 
-        options = ServeOptions(
-            model=_folder(model),
-            server=server,
-            token=token,
-            rounds=rounds,
-            seconds=seconds,
-            callers=callers or (1, 8, 32),
-            loads=load or (0.25, 0.5, 0.8, 2.0),
-            provider=provider,
-        )
-        with _progress() as progress:
-            report, measured = bench_serve(options, progress)
-        _publish(report, json)
-        if plot is not None:
-            from benchmarks.plot import plot_serve  # noqa: PLC0415  see the top
+    _check_writable(json, plot)
+    if plot is not None:
+        from benchmarks.plot import check_format
 
-            plot_serve(measured, f"{report.model_id} on {report.machine.cpu}", plot)
+        check_format(plot)
+    options = ServeOptions(
+        model=_folder(model),
+        server=server,
+        token=token,
+        rounds=rounds,
+        seconds=seconds,
+        callers=callers or (1, 8, 32),
+        loads=load or (0.25, 0.5, 0.8, 2.0),
+        provider=provider,
+    )
+    with _progress() as progress:
+        report, measured = bench_serve(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_serve
+
+        plot_serve(measured, f"{report.model_id} on {report.machine.cpu}", plot)
 
 
 @app.command()
@@ -92,15 +113,17 @@ def engine(
     *,
     model: Annotated[
         list[Path] | None,
-        typer.Option("--model", "-m", help="Model folder; repeat to compare precisions."),
+        typer.Option(
+            "--model", "-m", metavar="DIR", help="Model folder; repeat to compare precisions."
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Batch size; repeat for several. [1, 2, 4, 8, 16, 32]"),
+        typer.Option(min=1, help="Batch size; repeat for several. 1, 2, 4, 8, 16, 32 if unset"),
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Threads of a run; repeat. [one, half and all cores]"),
+        typer.Option(min=1, help="Threads of a run; repeat. One, half and all cores if unset"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 3,
     seconds: Annotated[
@@ -109,21 +132,26 @@ def engine(
     provider: Provider = "auto",
     json: Json = None,
 ) -> None:
-    """Latency and throughput of the model alone, over batch sizes, threads and precisions."""
-    with _sentences():
-        from benchmarks.engine import EngineBenchOptions, bench_engine  # noqa: PLC0415  see the top
+    """Latency and throughput of the model alone, over batch sizes, threads and precisions.
 
-        options = EngineBenchOptions(
-            models=model or [_folder(None)],
-            batches=batch or (1, 2, 4, 8, 16, 32),
-            threads=threads or (),
-            rounds=rounds,
-            seconds=seconds,
-            provider=provider,
-        )
-        with _progress() as progress:
-            report = bench_engine(options, progress)
-        _publish(report, json)
+    [dim]mapseek bench engine -m model-fp32 -m model-int8 --threads 1 --threads 4[/]
+
+    Ctrl-C ends it with the figures so far.
+    """
+    from benchmarks.engine import EngineBenchOptions, bench_engine
+
+    _check_writable(json)
+    options = EngineBenchOptions(
+        models=model or [_folder(None)],
+        batches=batch or (1, 2, 4, 8, 16, 32),
+        threads=threads or (),
+        rounds=rounds,
+        seconds=seconds,
+        provider=provider,
+    )
+    with _progress() as progress:
+        report = bench_engine(options, progress)
+    _publish(report, json)
 
 
 @app.command()
@@ -133,28 +161,29 @@ def preprocess(
     pictures: Annotated[int, typer.Option(min=1, help="Drawn pictures of each kind.")] = 12,
     folder: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder of real pictures to add."),
+        typer.Option(
+            metavar="DIR", exists=True, file_okay=False, help="Folder of real pictures to add."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each one is decoded.")] = 5,
     json: Json = None,
 ) -> None:
-    """Time and fidelity of the decoding that serves, against the plain reference.
+    """Time and fidelity of the decoding, against the plain reference.
 
-    Fails where the embedding of any picture moves further than a cosine of 0.99.
+    [dim]mapseek bench preprocess --folder screenshots[/]
+
+    It exits with 1 where any embedding moves below a cosine of 0.99.
     """
-    with _sentences():
-        from benchmarks.preprocess import (  # noqa: PLC0415  see the top
-            PreprocessOptions,
-            bench_preprocess,
-        )
+    from benchmarks.preprocess import PreprocessOptions, bench_preprocess
 
-        options = PreprocessOptions(
-            model=_folder(model), pictures=pictures, folder=folder, rounds=rounds
-        )
-        with _progress() as progress:
-            report, kept = bench_preprocess(options, progress)
-        _publish(report, json)
-    if not kept:
+    _check_writable(json)
+    options = PreprocessOptions(
+        model=_folder(model), pictures=pictures, folder=folder, rounds=rounds
+    )
+    with _progress() as progress:
+        report = bench_preprocess(options, progress)
+    _publish(report, json)
+    if report.missed:
         raise typer.Exit(1)
 
 
@@ -169,61 +198,68 @@ def soak(
     ] = None,
     attackers: Annotated[int, typer.Option(min=1, help="Hostile clients at a time.")] = 4,
     callers: Annotated[int, typer.Option(min=1, help="Well-behaved callers at a time.")] = 2,
-    tolerance_mib: Annotated[
-        float, typer.Option(min=0, help="Memory growth over the second half that is let pass.")
+    tolerance_mb: Annotated[
+        float, typer.Option(min=0, help="Growth of the resident memory that is let pass.")
     ] = 16.0,
     seed: Annotated[int, typer.Option(help="Which attacks come when.")] = 0,
     json: Json = None,
 ) -> None:
-    """Hostile traffic with valid traffic beside it; fails where a promise is broken.
+    """Hostile traffic with valid traffic beside it; exits with 1 where a target is missed.
 
-    The server is one of its own, on loopback: nothing else is attacked. Ctrl-C ends it with the
-    report so far.
+    [dim]mapseek bench soak --minutes 10[/]
+
+    [dim]mapseek bench soak --requests 50000[/]
+
+    It starts its own server on loopback: nothing else is attacked.
+
+    Ctrl-C ends it with the figures so far.
     """
-    with _sentences():
-        from benchmarks.soak import SoakOptions, bench_soak  # noqa: PLC0415  see the top
+    from benchmarks.soak import SoakOptions, bench_soak
 
-        options = SoakOptions(
-            model=_folder(model),
-            minutes=minutes,
-            requests=requests,
-            attackers=attackers,
-            callers=callers,
-            tolerance_mib=tolerance_mib,
-            seed=seed,
-        )
-        with _progress() as progress:
-            report, kept = bench_soak(options, progress)
-        _publish(report, json)
-    if not kept:
+    _check_writable(json)
+    options = SoakOptions(
+        model=_folder(model),
+        minutes=minutes,
+        requests=requests,
+        attackers=attackers,
+        callers=callers,
+        tolerance_mb=tolerance_mb,
+        seed=seed,
+    )
+    with _progress() as progress:
+        report = bench_soak(options, progress)
+    _publish(report, json)
+    if report.missed:
         raise typer.Exit(1)
 
 
 def _folder(model: Path | None) -> Path:
     if model is not None:
         return model
-    from inference.settings import BUNDLED_MODEL  # noqa: PLC0415  see the top
+    from inference.settings import BUNDLED_MODEL
 
     return BUNDLED_MODEL
 
 
+def _check_writable(*files: Path | None) -> None:
+    """Refuses what cannot be written before minutes of measuring, not after them."""
+    from inference.errors import StartupError
+
+    for file in filter(None, files):
+        try:
+            if file.is_dir():
+                raise IsADirectoryError("it is a folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=file.parent).close()
+        except OSError as error:
+            raise StartupError(f"{file} cannot be written: {error}") from None
+
+
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """What the operator can put right is a sentence on stderr, not a traceback."""
-    from inference.errors import StartupError  # noqa: PLC0415  see the top
-
-    try:
-        yield
-    except StartupError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(78) from None
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
+def _progress() -> Iterator["Progress"]:
     """A progress line on stderr."""
-    from rich.console import Console  # noqa: PLC0415  see the top
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns: tuple[Any, ...] = (
         BarColumn(bar_width=24),
@@ -236,14 +272,10 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
 
 def _publish(report: "Report", json: Path | None) -> None:
-    from rich.console import Console  # noqa: PLC0415  see the top
+    from rich.console import Console
 
     console = Console()
     # Into a file or a pipe, tables keep the width that they need.
     report.show(console if console.is_terminal else Console(width=_PIPE_WIDTH))
     if json is not None:
         report.write(json)
-
-
-if __name__ == "__main__":
-    app()

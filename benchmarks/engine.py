@@ -3,20 +3,18 @@
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.latency import Latency
-from benchmarks.machine import this_machine, usable_cores
-from benchmarks.report import Report, Table
+from benchmarks.machine import Provider, this_machine
+from benchmarks.report import Progress, Report, Table
 from inference.artifact import Artifact
 from inference.engine import Engine, EngineOptions, load_image_engine
-
-Progress = Callable[[str, float], None]
+from inference.providers import usable_cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +35,7 @@ class EngineBenchOptions:
     threads: Sequence[int] = ()
     rounds: int = 3
     seconds: float = 0.7
-    provider: Any = "auto"
+    provider: Provider = "auto"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -165,22 +163,43 @@ def _measure(cases: Sequence[Case], options: EngineBenchOptions, progress: Progr
 def _table(cases: Sequence[Case], provider: str) -> Table:
     several = len({case.model_id for case in cases}) > 1
     rows = []
+    smallest = {
+        (case.model_id, case.threads): case for case in sorted(cases, key=lambda case: -case.batch)
+    }
     for case in cases:
         latency = Latency.of(case.runs_s)
         name = f"{case.model_id} " if several else ""
+        base = smallest[case.model_id, case.threads]
         rows.append(
             (
                 f"{name}{case.precision}",
                 case.threads,
                 case.batch,
                 case.images_per_s,
+                case.images_per_s / base.images_per_s,
                 latency.p50_ms,
                 latency.p99_ms,
                 latency.p50_ms / case.batch,
             )
         )
+    best = max(
+        (case for case in cases if case.runs_s), key=lambda case: case.images_per_s, default=None
+    )
+    smallest_batch = min((case.batch for case in cases), default=1)
     return Table(
         title=f"The model alone on {provider}",
-        columns=("", "threads", "batch", "images/s", "run p50 ms", "run p99 ms", "p50 ms/image"),
+        columns=(
+            "",
+            "threads",
+            "batch",
+            "images/s",
+            f"x batch {smallest_batch}",
+            "run p50 ms",
+            "run p99 ms",
+            "p50 ms/image",
+        ),
         rows=rows,
+        notes=[f"most images/s: {best.precision}, {best.threads} threads, batches of {best.batch}"]
+        if best
+        else [],
     )

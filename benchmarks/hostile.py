@@ -44,12 +44,12 @@ class Attack:
     """
 
     name: str
-    run: Callable[["Target"], Awaitable[str]]
+    run: Callable[["Victim"], Awaitable[str]]
     expected: frozenset[str]
     weight: float = 1.0
 
 
-class Target:
+class Victim:
     """The server under attack, and chance.
 
     Args:
@@ -134,17 +134,17 @@ def attacks() -> list[Attack]:
         Attack(name="message over the limit", run=_long_message, expected=frozenset({FULL})),
         Attack(
             name="no protobuf message",
-            run=lambda target: target.unary("Embed", b"\xff\xff\xff\xff not a message"),
+            run=lambda victim: victim.unary("Embed", b"\xff\xff\xff\xff not a message"),
             expected=frozenset({"INTERNAL", "INVALID_ARGUMENT", "UNKNOWN", FULL}),
         ),
         Attack(
             name="unknown method",
-            run=lambda target: target.unary("Embezzle", b""),
+            run=lambda victim: victim.unary("Embezzle", b""),
             expected=frozenset({"UNIMPLEMENTED"}),
         ),
         Attack(
             name="metadata over the limit",
-            run=lambda target: target.unary("GetModel", b"", metadata=[("junk", "x" * 60_000)]),
+            run=lambda victim: victim.unary("GetModel", b"", metadata=[("junk", "x" * 60_000)]),
             expected=frozenset({FULL}),
         ),
         Attack(
@@ -154,9 +154,15 @@ def attacks() -> list[Attack]:
             weight=6,
         ),
         Attack(
+            name="connection dropped in a call",
+            run=_dropped,
+            expected=frozenset({DONE}),
+            weight=3,
+        ),
+        Attack(
             name="tiny deadline",
-            run=lambda target: target.embed(
-                target.some(1)[0], timeout_s=target.chance.uniform(0.0005, 0.02)
+            run=lambda victim: victim.embed(
+                victim.some(1)[0], timeout_s=victim.chance.uniform(0.0005, 0.02)
             ),
             expected=frozenset({LATE, OK, FULL}),
             weight=6,
@@ -178,69 +184,83 @@ def attacks() -> list[Attack]:
     ]
 
 
-def _sending(data: bytes) -> Callable[[Target], Awaitable[str]]:
-    return lambda target: target.embed(data)
+def _sending(data: bytes) -> Callable[[Victim], Awaitable[str]]:
+    return lambda victim: victim.embed(data)
 
 
-async def _truncated(target: Target) -> str:
-    (whole,) = target.some(1)
-    return await target.embed(whole[: target.chance.randrange(1, len(whole) // 2)])
+async def _truncated(victim: Victim) -> str:
+    (whole,) = victim.some(1)
+    return await victim.embed(whole[: victim.chance.randrange(1, len(whole) // 2)])
 
 
-async def _random_bytes(target: Target) -> str:
-    return await target.embed(target.chance.randbytes(target.chance.randrange(1, 100_000)))
+async def _random_bytes(victim: Victim) -> str:
+    return await victim.embed(victim.chance.randbytes(victim.chance.randrange(1, 100_000)))
 
 
-async def _damaged(target: Target) -> str:
-    (whole,) = target.some(1)
+async def _damaged(victim: Victim) -> str:
+    (whole,) = victim.some(1)
     damaged = bytearray(whole)
-    for _ in range(target.chance.randrange(1, 30)):
-        damaged[target.chance.randrange(len(damaged))] = target.chance.randrange(256)
-    return await target.embed(bytes(damaged))
+    for _ in range(victim.chance.randrange(1, 30)):
+        damaged[victim.chance.randrange(len(damaged))] = victim.chance.randrange(256)
+    return await victim.embed(bytes(damaged))
 
 
-async def _long_file(target: Target) -> str:
-    (picture,) = target.some(1)
-    return await target.embed(picture + bytes(target.max_image_bytes + 1 - len(picture)))
+async def _long_file(victim: Victim) -> str:
+    (picture,) = victim.some(1)
+    return await victim.embed(picture + bytes(victim.max_image_bytes + 1 - len(picture)))
 
 
-async def _long_message(target: Target) -> str:
-    return await target.embed(bytes(target.max_message_bytes + 1))
+async def _long_message(victim: Victim) -> str:
+    return await victim.embed(bytes(victim.max_message_bytes + 1))
 
 
-async def _cancelled(target: Target) -> str:
-    (picture,) = target.some(1)
+async def _cancelled(victim: Victim) -> str:
+    (picture,) = victim.some(1)
     body = pb.EmbedRequest(image=picture).SerializeToString()
-    embed: Unary = target.channel.unary_unary(f"{_SERVICE}/Embed")
+    embed: Unary = victim.channel.unary_unary(f"{_SERVICE}/Embed")
     call = embed(body, timeout=_ANSWER_S)
     # From before the request is sent to after it is answered.
-    await asyncio.sleep(target.chance.uniform(0, 0.05))
+    await asyncio.sleep(victim.chance.uniform(0, 0.05))
     call.cancel()
     code: grpc.StatusCode = await call.code()
     return code.name
 
 
-async def _stream_left(target: Target) -> str:
+async def _dropped(victim: Victim) -> str:
+    """Leaves with the whole connection while a call is on its way."""
+    channel = victim.connect()
+    body = pb.EmbedRequest(image=victim.some(1)[0]).SerializeToString()
+    embed: Unary = channel.unary_unary(f"{_SERVICE}/Embed")
+    call = embed(body, timeout=_ANSWER_S)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(victim.chance.uniform(0, 0.05)):
+            await call.wait_for_connection()
+            await asyncio.Event().wait()
+    await channel.close(grace=None)
+    return DONE
+
+
+async def _stream_left(victim: Victim) -> str:
     """Sends a few messages, reads a few answers or none, and drops the connection."""
-    channel = target.connect()
+    channel = victim.connect()
     call = _stream(channel)
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        for number in range(target.chance.randrange(1, 6)):
-            await call.write(_stream_message(target, number))
-        for _ in range(target.chance.randrange(0, 2)):
+        for number in range(victim.chance.randrange(1, 6)):
+            await call.write(_stream_message(victim, number))
+        for _ in range(victim.chance.randrange(0, 2)):
             await call.read()
     await channel.close(grace=None)
     return DONE
 
 
-async def _stream_half_open(target: Target) -> str:
+async def _stream_half_open(victim: Victim) -> str:
     """Sends as long as the server takes it, reads nothing, and stays for a while."""
-    channel = target.connect()
+    channel = victim.connect()
     call = _stream(channel)
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-        async with asyncio.timeout(target.chance.uniform(1, 6)):
+        async with asyncio.timeout(victim.chance.uniform(1, 6)):
             for number in range(50):
-                await call.write(_stream_message(target, number))
+                await call.write(_stream_message(victim, number))
             await asyncio.Event().wait()
     await channel.close(grace=None)
     return DONE
@@ -250,37 +270,37 @@ def _stream(channel: grpc.aio.Channel) -> Any:
     return channel.stream_stream(f"{_SERVICE}/EmbedStream")(timeout=_ANSWER_S)
 
 
-def _stream_message(target: Target, number: int) -> bytes:
-    images = [pb.StreamImage(id=number, image=picture) for picture in target.some(4)]
+def _stream_message(victim: Victim, number: int) -> bytes:
+    images = [pb.StreamImage(id=number, image=picture) for picture in victim.some(4)]
     images.append(pb.StreamImage(id=number, image=b"no picture"))
     return pb.EmbedStreamRequest(images=images).SerializeToString()
 
 
-async def _garbage(target: Target) -> str:
+async def _garbage(victim: Victim) -> str:
     """Speaks anything but gRPC to the port, or nothing at all."""
-    host, _, port = target.address.rpartition(":")
+    host, _, port = victim.address.rpartition(":")
     openings = [
-        target.chance.randbytes(2_000),
+        victim.chance.randbytes(2_000),
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + target.chance.randbytes(500),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + target.chance.randbytes(500),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + victim.chance.randbytes(500),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + victim.chance.randbytes(500),
         b"",
     ]
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_ANSWER_S):
             reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(target.chance.choice(openings))
+            writer.write(victim.chance.choice(openings))
             with suppress(TimeoutError):
-                async with asyncio.timeout(target.chance.uniform(0.1, 2)):
+                async with asyncio.timeout(victim.chance.uniform(0.1, 2)):
                     await reader.read()
             writer.close()
             await writer.wait_closed()
     return DONE
 
 
-async def _flood(target: Target) -> str:
+async def _flood(victim: Victim) -> str:
     """Many more valid requests at once than the server admits."""
-    codes = await asyncio.gather(*(target.embed(picture) for picture in target.some(400)))
+    codes = await asyncio.gather(*(victim.embed(picture) for picture in victim.some(400)))
     unexpected = set(codes) - {OK, FULL}
     return ", ".join(sorted(unexpected)) or DONE
 
@@ -300,7 +320,7 @@ def _broken_files() -> dict[str, bytes]:
         "truncated PNG": _encoded(small, "PNG")[:60],
         # A few hundred bytes that ask for gigabytes.
         "pixel bomb, PNG": _png_that_claims(60_000, 60_000),
-        "pixel bomb, GIF": b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\x80\0\0" + bytes(20),
+        "pixel bomb, GIF": _gif_that_claims(65_535, 65_535),
         "pixel bomb, WebP": _webp_that_claims(16_383, 16_383),
         "long and thin bomb": _png_that_claims(2_000_000, 10),
     }
@@ -351,6 +371,13 @@ def _png_that_claims(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+def _gif_that_claims(width: int, height: int) -> bytes:
+    """A whole file of one frame with two colours and a single pixel."""
+    screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0)
+    return b"GIF89a" + screen + frame + b"\x02\x02\x44\x01\0" + b"\x3b"
 
 
 def _webp_that_claims(width: int, height: int) -> bytes:

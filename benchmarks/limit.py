@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import usable_cores
+from benchmarks.machine import Provider
 from inference.artifact import Artifact
 from inference.engine import Engine, EngineOptions, load_image_engine
 from inference.preprocess import Preprocessor
+from inference.providers import usable_cores
 
 Pixels = NDArray[np.uint8]
 
@@ -114,7 +114,7 @@ class Limit:
         *,
         max_image_bytes: int,
         max_image_pixels: int,
-        provider: Any = "auto",
+        provider: Provider = "auto",
     ) -> None:
         self._artifact = artifact
         self._pictures = pictures

@@ -7,6 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
+
+from inference.providers import usable_cores
+
+# What onnxruntime may be asked to run on.
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +55,6 @@ def this_machine() -> Machine:
         commit=_commit(),
         time=datetime.now(tz=UTC).isoformat(timespec="seconds"),
     )
-
-
-def usable_cores() -> int:
-    """Cores that the scheduler gives to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

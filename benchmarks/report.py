@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Version of the JSON's shape.
 FORMAT = 1
+
+# Told what is going on, and which share of the work is done.
+Progress = Callable[[str, float], None]
 
 Cell = str | int | float | None
 
@@ -37,6 +40,39 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a benchmark has to show, and whether it did.
+
+    Attributes:
+        name: What is wanted, with its bound.
+        met: Whether it was so; None where the run was too short to tell.
+        found: What was seen.
+        ratio: What was seen over the bound, where both are numbers.
+    """
+
+    name: str
+    met: bool | None
+    found: str
+    ratio: float | None = None
+
+    @classmethod
+    def at_least(cls, name: str, value: float, bound: float) -> "Target":
+        """A target that is met from the bound upwards."""
+        return cls._number(name, value, bound, met=value >= bound)
+
+    @classmethod
+    def at_most(cls, name: str, value: float, bound: float) -> "Target":
+        """A target that is met up to the bound."""
+        return cls._number(name, value, bound, met=value <= bound)
+
+    @classmethod
+    def _number(cls, name: str, value: float, bound: float, *, met: bool) -> "Target":
+        if math.isnan(value):
+            return cls(name=name, met=None, found="not measured")
+        return cls(name=name, met=met, found=f"{value:.4g}", ratio=value / bound)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything that a benchmark found.
 
@@ -46,6 +82,7 @@ class Report:
         model_id: With which model.
         settings: With which parameters.
         tables: The figures for people.
+        targets: What the figures are held against.
         data: The same and more for machines: anything that `json` or a dataclass can hold.
         complete: False where it was interrupted.
     """
@@ -55,8 +92,14 @@ class Report:
     model_id: str
     settings: Mapping[str, Any]
     tables: Sequence[Table]
+    targets: Sequence[Target] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     complete: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether any target was missed."""
+        return any(target.met is False for target in self.targets)
 
     def to_json(self) -> str:
         """The report as JSON; NaN, which JSON does not know, becomes null."""
@@ -67,6 +110,7 @@ class Report:
             "machine": self.machine,
             "model_id": self.model_id,
             "settings": self.settings,
+            "targets": self.targets,
             "data": self.data,
         }
         return json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
@@ -76,10 +120,11 @@ class Report:
         from rich.markup import escape  # noqa: PLC0415  imported when there is something to show
         from rich.table import Table as RichTable  # noqa: PLC0415
 
-        for table in self.tables:
+        for table in (*self.tables, *self._verdicts()):
             shown = RichTable(title=table.title, title_justify="left", title_style="bold")
             for index, column in enumerate(table.columns):
-                shown.add_column(column, justify="left" if index == 0 else "right")
+                worded = index == 0 or any(isinstance(row[index], str) for row in table.rows)
+                shown.add_column(column, justify="left" if worded else "right")
             for row in table.rows:
                 shown.add_row(*(escape(_text(cell)) for cell in row))
             console.print(shown)
@@ -100,8 +145,16 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the JSON file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_json(), encoding="utf-8")
+
+    def _verdicts(self) -> list[Table]:
+        if not self.targets:
+            return []
+        words = {True: "met", False: "MISSED", None: "cannot tell"}
+        rows = [
+            (target.name, words[target.met], target.ratio, target.found) for target in self.targets
+        ]
+        return [Table(title="Targets", columns=("", "", "x target", "seen"), rows=rows)]
 
 
 def _plain(value: Any) -> Any:

@@ -9,11 +9,17 @@ from typing import Any
 from benchmarks.latency import Latency
 from benchmarks.limit import Pace, Recipe, Single
 from benchmarks.load import Load
-from benchmarks.memory import MIB
-from benchmarks.report import Cell, Table
+from benchmarks.memory import MB
+from benchmarks.report import Cell, Table, Target
 
 _REFUSED = "RESOURCE_EXHAUSTED"
 _NAN = float("nan")
+
+# What is promised of the server with the bundled model on the CPU.
+_MANY, _MIN_OF_LIMIT = 32, 0.90
+_MAX_OF_SINGLE = 1.25
+_MAX_COLD_START_S = 3.0
+_MAX_RESIDENT_MB = 400.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +113,25 @@ class Measured:
 
     def tables(self) -> list[Table]:
         """The figures for people."""
-        return [self._throughput(), self._open_loops(), self._process()]
+        ours = [self._process()] if self.cold_start_s is not None else []
+        return [self._throughput(), self._open_loops(), *ours]
+
+    def targets(self) -> list[Target]:
+        """What was promised, of what was measured."""
+        targets = []
+        if _MANY in self.callers():
+            name = f"throughput with {_MANY} callers at least {_MIN_OF_LIMIT:.2f} of the limit"
+            targets.append(Target.at_least(name, self.ratio_to_limit(_MANY), _MIN_OF_LIMIT))
+        if 1 in self.callers():
+            name = f"p50 with 1 caller at most {_MAX_OF_SINGLE} x one decode plus one run"
+            targets.append(Target.at_most(name, self.ratio_to_single(1), _MAX_OF_SINGLE))
+        if self.cold_start_s is not None:
+            name = f"cold start to SERVING within {_MAX_COLD_START_S:g} s"
+            targets.append(Target.at_most(name, self.cold_start_s, _MAX_COLD_START_S))
+        if self.rss_at_end_bytes is not None:
+            name = f"resident memory of the server at most {_MAX_RESIDENT_MB:g} MB"
+            targets.append(Target.at_most(name, self.rss_at_end_bytes / MB, _MAX_RESIDENT_MB))
+        return targets
 
     def data(self) -> dict[str, Any]:
         """The figures for machines, and every single measurement but the latencies."""
@@ -223,8 +247,8 @@ class Measured:
                     self.rate(share),
                     self._goodput(share),
                     *_percentiles(self.open_latency(share)),
-                    f"{refused / sent:.1%}" if sent else None,
-                    f"{failed / sent:.1%}" if sent else None,
+                    100 * refused / sent if sent else None,
+                    100 * failed / sent if sent else None,
                 )
             )
         return Table(
@@ -236,24 +260,24 @@ class Measured:
                 "p50 ms",
                 "p90 ms",
                 "p99 ms",
-                "refused",
-                "failed",
+                "refused %",
+                "failed %",
             ),
             rows=rows,
             notes=[f"the latest request left {late_ms:.1f} ms after its moment"],
         )
 
     def _process(self) -> Table:
-        def mib(size: int | None) -> Cell:
-            return size / MIB if size is not None else None
+        def megabytes(size: int | None) -> Cell:
+            return size / MB if size is not None else None
 
         return Table(
             title="The server's process",
             columns=("", ""),
             rows=[
                 ("cold start to SERVING, s", self.cold_start_s),
-                ("resident memory after warm-up, MiB", mib(self.rss_at_start_bytes)),
-                ("resident memory after all the load, MiB", mib(self.rss_at_end_bytes)),
+                ("resident memory after warm-up, MB", megabytes(self.rss_at_start_bytes)),
+                ("resident memory after all the load, MB", megabytes(self.rss_at_end_bytes)),
             ],
         )
 

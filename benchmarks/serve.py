@@ -5,33 +5,35 @@ with other work disturbs all figures alike; ratios are taken within a round, and
 the rounds is reported.
 """
 
+import asyncio
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-from mapseek.v1 import embedding_pb2 as pb
-from mapseek.v1 import embedding_pb2_grpc
+from pydantic import SecretStr
 
 from benchmarks.limit import Limit, Recipe
 from benchmarks.load import ClosedLoop, LoadProcess, OpenLoop
-from benchmarks.machine import this_machine
+from benchmarks.machine import Provider, this_machine
 from benchmarks.memory import cpu_s, rss_bytes
 from benchmarks.pictures import screenshots
-from benchmarks.report import Report
+from benchmarks.report import Progress, Report
 from benchmarks.rounds import Measured, Round
 from benchmarks.server_process import RunningServer, run_server
 from inference.artifact import Artifact
+from inference.client import ClientSettings, EmbeddingClient
+from inference.client.results import Limits
 from inference.errors import StartupError
 
 # How long a request of an open loop waits for its answer before it counts as failed.
 _PATIENCE_S = 10.0
 
-# Told what is going on, and which share of the work is done.
-Progress = Callable[[str, float], None]
+# How long each arrangement is tried in the search for the limit, as a share of a measurement.
+_SEARCH_SHARE = 0.4
+
 Step = tuple[str, Callable[[], None]]
 
 
@@ -48,9 +50,7 @@ class ServeOptions:
         callers: Numbers of callers of the closed loops.
         loads: Rates of the open loops, as shares of the throughput with the most callers.
         pictures: How many different screenshots are sent.
-        search_s: How long each arrangement is tried in the search for the limit.
         provider: The onnxruntime provider of the limit and of the server.
-        settings: More `MAPSEEK_*` settings for the server, by lower-case name without the prefix.
     """
 
     model: Path
@@ -61,25 +61,24 @@ class ServeOptions:
     callers: Sequence[int] = (1, 8, 32)
     loads: Sequence[float] = (0.25, 0.5, 0.8, 2.0)
     pictures: int = 64
-    search_s: float = 0.6
-    provider: str = "auto"
-    settings: Mapping[str, str] = field(default_factory=dict)
+    provider: Provider = "auto"
 
 
 def bench_serve(options: ServeOptions, progress: Progress) -> tuple[Report, Measured]:
     """Measures and reports; Ctrl-C ends it with the figures so far.
 
     Raises:
-        StartupError: The model cannot be loaded, or the server does not start or does not answer.
+        StartupError: The model cannot be loaded, or the server does not start or is another's.
+        EmbeddingError: The server does not answer, or not without its token.
     """
     machine = this_machine()
     artifact = Artifact.load(options.model)
     measured = Measured()
-    pictures = screenshots(options.pictures)
     with tempfile.TemporaryDirectory() as folder, _server(options) as (address, ours):
+        limits = asyncio.run(_limits_of(address, artifact, options))
+        pictures = screenshots(options.pictures)
         for number, picture in enumerate(pictures):
             (Path(folder) / f"{number:05}.jpg").write_bytes(picture)
-        limits = _limits_of(address, artifact, options)
         limit = Limit(
             artifact,
             pictures,
@@ -103,6 +102,7 @@ def bench_serve(options: ServeOptions, progress: Progress) -> tuple[Report, Meas
         model_id=artifact.manifest.model_id,
         settings=_told(options),
         tables=measured.tables(),
+        targets=measured.targets(),
         data=measured.data(),
         complete=measured.complete,
     )
@@ -128,7 +128,8 @@ class _Rounds:
 
     def run(self, progress: Progress) -> None:
         options = self._options
-        search_s = self._limit.search_seconds(options.search_s)
+        try_s = _SEARCH_SHARE * options.seconds
+        search_s = self._limit.search_seconds(try_s)
         steps = 2 + len(options.callers) + len(options.loads)
         whole_s = search_s + options.rounds * steps * options.seconds
         done_s = 0.0
@@ -138,7 +139,7 @@ class _Rounds:
             progress(f"searching the limit: {recipe}", done_s / whole_s)
             done_s += seconds
 
-        recipe = self._measured.recipe = self._limit.search(options.search_s, on_try=tried)
+        recipe = self._measured.recipe = self._limit.search(try_s, on_try=tried)
         for number in range(options.rounds):
             now = Round()
             self._measured.rounds.append(now)
@@ -179,10 +180,13 @@ class _Rounds:
 
     def _open(self, now: Round, share: float, number: int) -> Step:
         def step() -> None:
-            now.rates[share] = share * self._measured.capacity(max(self._options.callers))
+            rate = share * self._measured.capacity(max(self._options.callers))
+            if not rate:
+                raise StartupError("The server answered no call of the closed loop well.")
+            now.rates[share] = rate
             now.open[share] = self._load.run(
                 OpenLoop(
-                    rate=now.rates[share],
+                    rate=rate,
                     seconds=self._options.seconds,
                     timeout_s=_PATIENCE_S,
                     seed=number,
@@ -198,28 +202,26 @@ def _server(options: ServeOptions) -> Iterator[tuple[str, RunningServer | None]]
     if options.server is not None:
         yield options.server, None
         return
-    settings = {"provider": options.provider, **options.settings}
+    settings = {"provider": str(options.provider)}
     if options.token:
         settings["token"] = options.token
     with run_server(options.model, settings) as server:
         yield server.address, server
 
 
-def _limits_of(address: str, artifact: Artifact, options: ServeOptions) -> pb.Limits:
-    metadata = (("authorization", f"Bearer {options.token}"),) if options.token else ()
-    with grpc.insecure_channel(address) as channel:
-        try:
-            answer = embedding_pb2_grpc.EmbeddingServiceStub(channel).GetModel(
-                pb.GetModelRequest(), timeout=_PATIENCE_S, metadata=metadata
-            )
-        except grpc.RpcError as error:
-            raise StartupError(f"The server on {address} does not answer: {error}") from None
-    if answer.model.id != artifact.manifest.model_id:
+async def _limits_of(address: str, artifact: Artifact, options: ServeOptions) -> Limits:
+    # Not `load`: what the operator has set is for their own server.
+    settings = ClientSettings.model_construct(
+        server=address, token=SecretStr(options.token) if options.token else None
+    )
+    async with EmbeddingClient(settings) as client:
+        model = await client.wait_ready(_PATIENCE_S)
+    if model.id != artifact.manifest.model_id:
         raise StartupError(
-            f"The server on {address} serves {answer.model.id}, but {options.model} is "
+            f"The server on {address} serves {model.id}, but {options.model} is "
             f"{artifact.manifest.model_id}: name the folder that it serves with --model."
         )
-    return answer.limits
+    return model.limits
 
 
 def _told(options: ServeOptions) -> dict[str, object]:

@@ -37,12 +37,14 @@ class RunningServer:
         process: Its process.
         cold_start_s: Seconds from the start of the process until health said SERVING.
         rss_at_start_bytes: Its resident memory at that moment.
+        output: What it has printed; readable inside the block.
     """
 
     address: str
     process: "subprocess.Popen[bytes]"
     cold_start_s: float
     rss_at_start_bytes: int
+    output: IO[str]
 
     @property
     def pid(self) -> int:
@@ -53,6 +55,10 @@ class RunningServer:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self.process.poll() is None
+
+    def last_words(self) -> list[str]:
+        """The last lines that it printed."""
+        return _tail(self.output)
 
 
 @contextmanager
@@ -95,6 +101,7 @@ def run_server(model: Path, settings: Mapping[str, str] | None = None) -> Iterat
                 process=process,
                 cold_start_s=time.perf_counter() - started,
                 rss_at_start_bytes=rss_bytes(process.pid),
+                output=words,
             )
         finally:
             _stop(process)
@@ -118,12 +125,14 @@ def _wait_until_serving(process: "subprocess.Popen[bytes]", address: str, words:
         if process.poll() is not None:
             raise StartupError(
                 f"The server ended with status {process.returncode} before it served:\n"
-                f"{_tail(words)}"
+                + "\n".join(_tail(words))
             )
         if is_serving(address, timeout_s=_POLL_S * 10):
             return
         time.sleep(_POLL_S)
-    raise StartupError(f"The server did not serve within {_START_S:g} s:\n{_tail(words)}")
+    raise StartupError(
+        f"The server did not serve within {_START_S:g} s:\n" + "\n".join(_tail(words))
+    )
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -135,9 +144,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _tail(words: IO[str], lines: int = 20) -> str:
+def _tail(words: IO[str], lines: int = 20) -> list[str]:
     words.seek(0)
-    return "\n".join(words.read().splitlines()[-lines:])
+    return words.read().splitlines()[-lines:]
 
 
 def _free_port() -> int:

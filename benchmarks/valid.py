@@ -3,9 +3,8 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,17 +91,18 @@ async def ask_one_by_one(
     asked: Sequence[Question],
     answers: Answers,
     stop: asyncio.Event,
-    *,
-    lane: Literal["interactive", "bulk"] = "interactive",
-    limit: int | None = None,
+    tickets: Iterator[object],
 ) -> None:
-    """Calls `embed` again and again until told to stop, or until there are `limit` answers."""
-    for question in itertools.cycle(asked):
-        if stop.is_set() or (limit is not None and answers.total >= limit):
+    """Calls `embed` again and again until told to stop, or until no tickets are left.
+
+    Callers that share an iterator of tickets make as many calls together as it has.
+    """
+    for question, _ in zip(itertools.cycle(asked), tickets, strict=False):
+        if stop.is_set():
             return
         try:
             outcome: Embedded | EmbeddingError = await client.embed(
-                question.picture, lane=lane, timeout_s=PATIENCE_S
+                question.picture, timeout_s=PATIENCE_S
             )
         except EmbeddingError as error:
             outcome = error

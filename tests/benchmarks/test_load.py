@@ -1,0 +1,96 @@
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from benchmarks import load
+from benchmarks.latency import poisson_arrivals
+from benchmarks.load import ClosedLoop, LoadGenerator, OpenLoop
+
+OPEN = OpenLoop(rate=1000, seconds=0.03, timeout_s=1, seed=3)
+MOMENTS = list(poisson_arrivals(OPEN.rate, OPEN.seconds, seed=OPEN.seed))
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    now = 0.0
+    process_time = staticmethod(time.process_time)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(load, "time", clock)
+    return clock
+
+
+def generator(answer: Callable[[int], Awaitable[None]]) -> LoadGenerator:
+    """Sends to a server that does something at each call, which it is told the number of."""
+    numbers = itertools.count(1)
+
+    async def embed(request: bytes, *, timeout: float | None, metadata: Any) -> bytes:  # noqa: ASYNC109
+        await answer(next(numbers))
+        return b"embedding"
+
+    channel: Any = SimpleNamespace(unary_unary=lambda method: embed)
+    return LoadGenerator(channel, [b"one", b"two"])
+
+
+async def test_a_stall_is_in_the_latency_of_all_who_came_meanwhile(clock: Clock) -> None:
+    async def stall(call: int) -> None:
+        if call == 1:
+            clock.now = 5.0  # nobody could send until then, and yet everybody would have
+
+    result = await generator(stall).open(OPEN)
+    assert len(MOMENTS) > 10
+    assert result.codes == {"OK": len(MOMENTS)}
+    assert result.latencies_s == pytest.approx([5.0 - moment for moment in MOMENTS])
+    assert result.late_s == pytest.approx(5.0 - MOMENTS[1])
+    assert result.throughput == pytest.approx(len(MOMENTS) / 5.0)
+
+
+async def test_an_open_loop_does_not_wait_for_answers(clock: Clock) -> None:
+    all_sent = asyncio.Event()
+
+    async def answer_after_the_last(call: int) -> None:
+        if call == len(MOMENTS):
+            clock.now = 2.0
+            all_sent.set()
+        await all_sent.wait()
+
+    result = await generator(answer_after_the_last).open(OPEN)
+    assert sorted(result.latencies_s) == pytest.approx([2.0 - moment for moment in MOMENTS[::-1]])
+
+
+async def test_a_closed_loop_counts_what_was_answered_within_its_time(clock: Clock) -> None:
+    async def take_an_eighth(call: int) -> None:
+        clock.now += 0.125
+        if call == 4:
+            empty = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, empty, empty)
+
+    result = await generator(take_an_eighth).closed(ClosedLoop(callers=1, seconds=1, warm_s=0))
+    assert result.codes == {"OK": 6, "RESOURCE_EXHAUSTED": 1}  # the eighth came at the very end
+    assert result.latencies_s == [0.125] * 6
+    assert (result.throughput, result.answered) == (6, 7)
+
+
+def test_poisson_arrivals_are_fixed_beforehand_and_come_at_their_rate() -> None:
+    moments = list(poisson_arrivals(1000, 20, seed=1))
+    assert moments == list(poisson_arrivals(1000, 20, seed=1))
+    assert moments == sorted(moments)
+    assert moments[-1] < 20
+    assert len(moments) == pytest.approx(20_000, rel=0.03)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(moments)]
+    # Of exponential gaps, 1 - 1/e are shorter than the mean.
+    assert sum(gap < 0.001 for gap in gaps) / len(gaps) == pytest.approx(0.632, abs=0.02)
