@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from inference.errors import OverloadedError, ShuttingDownError
 from inference.lanes import Lane
@@ -80,7 +81,8 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._waiting[lane].remove(turn)
+                with suppress(ValueError):  # passed over in the same instant
+                    self._waiting[lane].remove(turn)
             elif turn.exception() is None:  # the slot was granted in the same instant
                 self.leave(lane)
             raise

@@ -93,7 +93,7 @@ def orientation(exif: bytes) -> int:
 def _read_jpeg(data: bytes) -> Container:
     kept = _Kept(data)
     exif = b""
-    frame = components = 0
+    frame, components = 0, b""
     position = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         position = data.find(b"\xff", position)
@@ -110,11 +110,11 @@ def _read_jpeg(data: bytes) -> Container:
         if end > len(data):
             raise _cut_short("JPEG")
         if marker == _START_OF_SCAN:  # the rest is coefficients
-            one_scan = frame in _SEQUENTIAL and data[position + 4] == components
+            one_scan = frame in _SEQUENTIAL and data[position + 4 : position + 5] == components
             stop = len(data) if one_scan else _end_of_scans(data, position)
             return Container(format="JPEG", data=kept.until(stop), exif=exif)
         if marker in _FRAME_HEADERS:
-            frame, components = marker, data[position + 9] if end > position + 9 else 0
+            frame, components = marker, data[position + 9 : position + 10]
         if marker == _EXIF_SEGMENT and not exif and data.startswith(_EXIF_HEADER, position + 4):
             exif = data[position + 4 : end]
         if marker in _UNSEEN:

@@ -204,9 +204,9 @@ class Pipeline:
         for path in self._paths():
             path.batcher.close()
         self._decoders.stop()
-        if self._admission.inside:  # the grace is over
-            for loop in self._loops:
-                loop.cancel()
+        # Nobody waits any more, or the grace is over; a run that hangs must hold up neither.
+        for loop in self._loops:
+            loop.cancel()
         if self._loops:
             await asyncio.wait(self._loops)
         self._engine_thread.stop()

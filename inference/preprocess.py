@@ -134,9 +134,9 @@ class Preprocessor:
     def _decode(self, image: Image.Image, turned: int) -> Pixels:
         width, height = image.size
         gap = int(self._side * _JPEG_GAP)
-        image.draft(None, (gap, gap))  # does nothing but for JPEG
+        drafted = image.draft(None, (gap, gap))  # does nothing but for JPEG
         # Decoded at 1/n, the last pixel may stand for less than n: positions scale by n exactly.
-        scale = max(1, round(width / image.width))
+        scale = round(width / drafted[1][2]) if drafted else 1
         box = self._box(width, height, turned)
         image = _blendable(image).resize(
             (self._side, self._side),

@@ -20,11 +20,14 @@ class GatedRun:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.running: list[str] = []
         self._gate: asyncio.Queue[Sequence[str] | BaseException | None] = asyncio.Queue()
 
     async def __call__(self, items: Sequence[str]) -> Sequence[str]:
         self.batches.append(list(items))
+        self.running = list(items)
         answer = await self._gate.get()
+        self.running = []
         if isinstance(answer, BaseException):
             raise answer
         return list(items) if answer is None else answer

@@ -408,55 +408,125 @@ OPERATIONS = st.one_of(
 def test_every_caller_is_answered_once_in_order_whatever_happens(
     operations: list[tuple[str, Any]], max_batch: int, ending: str
 ) -> None:
-    asyncio.run(_play(operations, max_batch, ending))
+    async def play() -> None:
+        game = _Game(max_batch)
+        for name, value in operations:
+            await getattr(game, name)(value)
+        await game.end(ending)
+        game.check()
+
+    asyncio.run(play())
 
 
-async def _play(operations: list[tuple[str, Any]], max_batch: int, ending: str) -> None:
-    run = GatedRun()
-    batcher = Batcher(run, max_batch=max_batch, bulk_share=0.25)
-    serve = asyncio.create_task(batcher.serve())
-    calls: list[asyncio.Task[Batched[str]]] = []
-    cancelled: set[int] = set()
-    failing = {"error": ValueError("no"), "memory": EngineMemoryError("full"), "short": []}
+class _Game:
+    """A batcher, an engine at a gate, and callers that come and go."""
 
-    for name, value in operations:
-        if name == "submit":
-            item = f"{value}:{len(calls)}"
-            calls.append(asyncio.create_task(batcher.submit(item, value)))
-        elif name == "cancel" and calls:
-            victim = value % len(calls)
-            if not calls[victim].done():
-                cancelled.add(victim)
-            calls[victim].cancel()
-        elif name == "answer":
-            await quiet()
-            if run.batches:
-                await run.finish(failing.get(value))
-        await quiet() if name == "quiet" else None
+    def __init__(self, max_batch: int) -> None:
+        self.max_batch = max_batch
+        self.run = GatedRun()
+        self.batcher = Batcher(self.run, max_batch=max_batch, bulk_share=0.25)
+        self.serve = asyncio.create_task(self.batcher.serve())
+        self.calls: list[asyncio.Task[Batched[str]]] = []
+        self.cancelled: set[int] = set()
+        self.left_in_time: set[int] = set()
 
-    await quiet()
-    if ending == "close":
-        batcher.close()
-        for _ in range(len(calls) + 1):
-            run.open()
-    else:
-        serve.cancel()
-    await asyncio.wait([serve, *calls])
+    @property
+    def chosen(self) -> set[int]:
+        return {_number(item) for batch in self.run.batches for item in batch}
 
-    for number, call in enumerate(calls):
-        if call.cancelled():
-            assert number in cancelled
-        elif (error := call.exception()) is not None:
-            assert isinstance(error, EmbeddingError)
+    async def submit(self, lane: Lane) -> None:
+        call = self.batcher.submit(f"{lane}:{len(self.calls)}", lane)
+        self.calls.append(asyncio.create_task(call))
+
+    async def cancel(self, which: int) -> None:
+        if self.calls:
+            victim = which % len(self.calls)
+            if self.calls[victim].cancel():
+                self.cancelled.add(victim)
+            if victim not in self.chosen:
+                self.left_in_time.add(victim)
+
+    async def answer(self, how: str) -> None:
+        await quiet()
+        if self.run.running:
+            failures: dict[str, Any] = {
+                "error": ValueError("no"),
+                "memory": EngineMemoryError("full"),
+                "short": [],
+            }
+            await self.run.finish(failures.get(how))
+
+    async def quiet(self, _: None) -> None:
+        await quiet()
+        pending = {number for number, call in enumerate(self.calls) if not call.done()}
+        running = {_number(item) for item in self.run.running}
+        assert self.batcher.waiting == len(pending - running)  # who left freed a place
+        assert running or not pending  # the engine never rests while somebody waits
+
+    async def end(self, ending: str) -> None:
+        await quiet()
+        if ending == "close":
+            self.batcher.close()
+            for _ in range(len(self.calls) + 1):
+                self.run.open()
         else:
-            assert call.result().value.endswith(f":{number}")
-    assert all(1 <= len(batch) <= max_batch for batch in run.batches)
-    for lane in Lane:
+            self.serve.cancel()
+        await asyncio.wait([self.serve, *self.calls])
+
+    def check(self) -> None:
+        for number, call in enumerate(self.calls):
+            if call.cancelled():
+                assert number in self.cancelled
+            elif (error := call.exception()) is not None:
+                assert isinstance(error, EmbeddingError)
+            else:
+                assert _number(call.result().value) == number
+        assert all(1 <= len(batch) <= self.max_batch for batch in self.run.batches)
+        assert not self.chosen & self.left_in_time
+        for lane in Lane:
+            self._check_order(lane)
+
+    def _check_order(self, lane: Lane) -> None:
         # Items that are tried again after running out of memory keep their place: the numbers
         # only ever start over from the batch that was split.
         first_runs: list[int] = []
-        for batch in run.batches:
-            numbers = [int(item.split(":")[1]) for item in batch if item.startswith(f"{lane}:")]
+        for batch in self.run.batches:
+            numbers = [_number(item) for item in batch if item.startswith(f"{lane}:")]
             assert numbers == sorted(numbers)
             first_runs += [number for number in numbers if number not in first_runs]
         assert first_runs == sorted(first_runs)
+
+
+def _number(item: str) -> int:
+    return int(item.split(":")[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    max_batch=st.integers(1, 6),
+    bulk_share=st.floats(0.1, 0.9),
+    bulk=st.integers(1, 8),
+)
+def test_bulk_comes_through_under_endless_interactive_work(
+    max_batch: int, bulk_share: float, bulk: int
+) -> None:
+    asyncio.run(_besiege(max_batch, bulk_share, bulk))
+
+
+async def _besiege(max_batch: int, bulk_share: float, bulk: int) -> None:
+    run = GatedRun()
+    batcher = Batcher(run, max_batch=max_batch, bulk_share=bulk_share)
+    async with serving(batcher):
+        patient = [asyncio.create_task(batcher.submit("b", BULK)) for _ in range(bulk)]
+        endless: list[asyncio.Task[Batched[str]]] = []
+        runs = 0
+        while not all(call.done() for call in patient):
+            endless += [
+                asyncio.create_task(batcher.submit("i", INTERACTIVE)) for _ in range(max_batch)
+            ]
+            await run.finish()
+            runs += 1
+            # Its share of all places, and one more run for what was chosen before it came.
+            assert runs <= bulk / (bulk_share * max_batch) + 2
+        for call in endless:
+            call.cancel()
