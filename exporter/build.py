@@ -1,6 +1,7 @@
 """The steps from a checkpoint to a complete folder; `exporter.export` decides where it goes."""
 
 import importlib.metadata
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def build(
     report("Computing the reference in PyTorch")
     sides = [_image_side(loaded, source.folder)]
     if loaded.text is not None:
-        loaded.text.tokenizer.save(str(folder / TOKENIZER))
+        # Not by its own `save`, whose error on a full disk cannot be told from others.
+        (folder / TOKENIZER).write_text(loaded.text.tokenizer.to_str(pretty=True), encoding="utf-8")
         sides.append(_text_side(loaded.text))
     elif loaded.has_text_tower:
         report("The checkpoint has no tokeniser, so its text tower is left out")
@@ -177,8 +179,19 @@ def _write(side: _Side, artifact: Artifact, report: Report) -> Fidelity:
             pass
     report(f"Writing the {side.title} tower")
     trace(side.module, path)
+    return _verify(side, artifact, report)
+
+
+def _verify(side: _Side, artifact: Artifact, report: Report) -> Fidelity:
     report(f"Verifying the {side.title} tower against PyTorch")
-    return side.check(artifact)
+    fidelity = side.check(artifact)
+    shown = math.floor(fidelity.min_cosine * 1e6) / 1e6  # rounded up, it could reach a bar
+    report(
+        f"Verified: cosine similarity at least {shown:.6f} at batches of "
+        f"{', '.join(map(str, fidelity.batch_sizes))} (the bar of {artifact.manifest.precision} "
+        f"is {verify.BARS[artifact.manifest.precision]})"
+    )
+    return fidelity
 
 
 def _write_int8(side: _Side, artifact: Artifact, report: Report) -> Fidelity:
@@ -194,11 +207,10 @@ def _write_int8(side: _Side, artifact: Artifact, report: Report) -> Fidelity:
             report(f"Quantising the {side.title} tower: {', '.join(sorted(matrices))}")
             feeds = ({side.input_name: batch} for batch in batches)
             quantise.quantise(wide, path, feeds, matrices)
-            report(f"Verifying the {side.title} tower against PyTorch")
             try:
-                return side.check(artifact)
+                return _verify(side, artifact, report)
             except FidelityError as error:
                 if tried == len(quantise.LADDER):
                     raise
-                report(str(error))
+                report(f"{error} Leaving more of it in float32.")
     raise AssertionError("the ladder has at least one rung")  # pragma: no cover

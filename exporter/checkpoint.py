@@ -1,7 +1,6 @@
 """A CLIP checkpoint as PyTorch modules, with everything that could be silently wrong refused."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from exporter.errors import ExportError
-from exporter.hub import CONFIG
+from exporter.errors import ExportError, first_line
+from exporter.hub import BOTH_TOWERS, model_type
 from exporter.preprocessing import Recipe
 from exporter.preprocessing import read as read_recipe
 
-# Model types whose vision tower is CLIP's; `clip` is both towers in one checkpoint.
-_BOTH_TOWERS: Final = "clip"
-_VISION_TOWERS: Final = (_BOTH_TOWERS, "clip_vision_model")
 _TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.json")
 
 # What a missing, cut off or foreign file makes the libraries raise.
@@ -95,12 +91,7 @@ def load(folder: Path) -> Checkpoint:
         ExportError: It is no CLIP, lacks its projection or another weight, or asks for what is not
             supported.
     """
-    model_type = _model_type(folder)
-    if model_type not in _VISION_TOWERS:
-        raise ExportError(
-            f"{folder} holds a model of type {model_type!r}: only CLIP can be exported "
-            f"({' or '.join(_VISION_TOWERS)})."
-        )
+    has_text_tower = model_type(folder) == BOTH_TOWERS
     image_tower = _load(CLIPVisionModelWithProjection, folder)
     config = image_tower.config
     if config.num_channels != len(("red", "green", "blue")):
@@ -108,19 +99,10 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(
         image_tower=image_tower,
         recipe=read_recipe(folder, image_size=config.image_size),
-        text=_load_text(folder) if model_type == _BOTH_TOWERS else None,
-        has_text_tower=model_type == _BOTH_TOWERS,
+        text=_load_text(folder) if has_text_tower else None,
+        has_text_tower=has_text_tower,
         dimensions=config.projection_dim,
     )
-
-
-def _model_type(folder: Path) -> str:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-        return str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} does not say what model it configures: {error!r}.") from error
 
 
 def _load_text(folder: Path) -> TextSide | None:
@@ -157,7 +139,7 @@ def _load(kind: Any, folder: Path) -> Any:
                 attn_implementation="eager",  # the only one that Optimum's exporter traces exactly
             )
     except _LOADING_ERRORS as error:
-        raise ExportError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise ExportError(f"{folder} cannot be loaded: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     if any("projection" in key for key in missing):
         raise ExportError(
@@ -167,10 +149,6 @@ def _load(kind: Any, folder: Path) -> Any:
     if missing:
         raise ExportError(f"{folder} lacks {len(missing)} weights, {missing[0]} among them.")
     return tower.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 @contextlib.contextmanager

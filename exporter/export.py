@@ -2,12 +2,17 @@
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from exporter.errors import ExportError
 from exporter.hub import Report, locate
 from exporter.staging import check_replaceable, staged
 from inference.artifact import Artifact, Precision, Thresholds
+
+# Of the exporter extra, which most installations lack.
+_LIBRARIES: Final = ("torch", "transformers", "optimum", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ def export_model(
 
     Raises:
         ExportError: It could not be made. The message says why, and what to do.
+        ModuleNotFoundError: The exporter extra is not installed.
     """
     started = time.monotonic()
     try:
@@ -65,6 +71,7 @@ def export_model(
         raise ExportError(
             f"There is no precision {precision!r}: choose one of {choices}."
         ) from None
+    _check_libraries()
     check_replaceable(out)
     source = locate(model, revision=revision, report=report)
     report("Loading PyTorch and Optimum")
@@ -83,3 +90,10 @@ def export_model(
     artifact = Artifact.load(out)
     size_bytes = sum(path.stat().st_size for path in out.iterdir())
     return Exported(artifact=artifact, size_bytes=size_bytes, elapsed_s=time.monotonic() - started)
+
+
+def _check_libraries() -> None:
+    """Raises for the first that is missing: better now than after a download."""
+    for name in _LIBRARIES:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

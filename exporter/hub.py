@@ -1,5 +1,6 @@
 """Where a checkpoint comes from: a folder on this machine, or the Hugging Face hub."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, first_line
 
 Report = Callable[[str], None]
 """Takes one line about what happens now."""
 
 CONFIG: Final = "config.json"
 MODEL_CARD: Final = "README.md"
+
+BOTH_TOWERS: Final = "clip"
+"""The model type of a checkpoint with both towers."""
+
+_CLIP_TYPES: Final = (BOTH_TOWERS, "clip_vision_model")
 
 # In the order of preference; a checkpoint often carries the same weights several times.
 _WEIGHTS: Final = (
@@ -64,8 +70,8 @@ def locate(model: str, *, revision: str | None, report: Report) -> Source:
         report: Told about a download.
 
     Raises:
-        ExportError: There is no such folder or id, it is not open to this user, or the hub cannot
-            be reached.
+        ExportError: There is no such folder or id, it is no CLIP, it is not open to this user, or
+            the hub cannot be reached.
     """
     folder = Path(model).expanduser()
     if folder.exists():
@@ -77,8 +83,6 @@ def locate(model: str, *, revision: str | None, report: Report) -> Source:
     with _hub_errors(model, revision):
         files = _choose(model, revision, report)
         downloaded = Path(snapshot_download(model, revision=revision, allow_patterns=files))
-    if not (downloaded / CONFIG).is_file():
-        raise ExportError(f"{model} on the hub has no {CONFIG}: it is no transformers checkpoint.")
     return Source(
         folder=downloaded,
         name=model,
@@ -92,15 +96,48 @@ def _local(folder: Path, revision: str | None) -> Source:
         raise ExportError(f"{folder} is a folder; only models of the hub have revisions.")
     if not folder.is_dir():
         raise ExportError(f"{folder} is a file: give the folder of the checkpoint.")
-    if not (folder / CONFIG).is_file():
-        raise ExportError(f"{folder} has no {CONFIG}: it is no transformers checkpoint.")
+    model_type(folder)
     name = folder.resolve().name or "model"
     return Source(folder=folder, name=name, revision="", license=_license(folder))
 
 
+def model_type(folder: Path, *, called: str = "") -> str:
+    """What kind of CLIP a checkpoint is; anything else is refused.
+
+    Args:
+        folder: Holds `config.json`.
+        called: What the error messages call it, by default the folder's path.
+
+    Returns:
+        `BOTH_TOWERS`, or the type of a vision tower alone.
+
+    Raises:
+        ExportError: It is no checkpoint, or no CLIP.
+    """
+    called = called or str(folder)
+    try:
+        found = json.loads((folder / CONFIG).read_bytes())["model_type"]
+    except FileNotFoundError:
+        raise ExportError(f"{called} has no {CONFIG}: it is no transformers checkpoint.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"The {CONFIG} of {called} does not say what model it configures: {error!r}."
+        ) from error
+    if found not in _CLIP_TYPES:
+        raise ExportError(
+            f"{called} is a model of type {found!r}: only CLIP can be exported "
+            f"({' or '.join(_CLIP_TYPES)})."
+        )
+    return str(found)
+
+
 def _choose(model: str, revision: str | None, report: Report) -> list[str] | None:
     """The files worth downloading, or None for whatever an earlier download has left here."""
-    from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415
+    from huggingface_hub import (  # noqa: PLC0415
+        HfApi,
+        snapshot_download,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
     try:
@@ -112,6 +149,9 @@ def _choose(model: str, revision: str | None, report: Report) -> list[str] | Non
             raise
         report(f"The hub is out of reach: using the copy of {model} from an earlier download.")
         return None
+    # The small file says whether the large ones are worth it.
+    found = snapshot_download(model, revision=revision, allow_patterns=[CONFIG])
+    model_type(Path(found), called=f"{model} on the hub")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     weights = next((name for name in _WEIGHTS if name in sizes), None)
     if weights is None:
@@ -170,11 +210,15 @@ def _hub_errors(model: str, revision: str | None) -> Iterator[None]:
                 f"{constants.ENDPOINT} answered {status} for {model}: try again later."
             ) from error
         if error.errno is not None:  # of this machine's disk; the network's have none
-            raise ExportError(f"{model} could not be downloaded: {error.strerror}.") from error
+            raise ExportError(
+                f"{model} could not be downloaded to {constants.HF_HUB_CACHE}: {error.strerror}."
+            ) from error
         raise ExportError(
             f"{constants.ENDPOINT} cannot be reached, and {model} is no folder here: check the "
             "connection, or copy the checkpoint to this machine and give its folder."
         ) from error
+    except RuntimeError as error:  # all that the native downloader of large files ever raises
+        raise ExportError(f"{model} could not be downloaded: {first_line(error)}") from error
 
 
 def _license(folder: Path) -> str:

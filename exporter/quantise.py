@@ -10,9 +10,12 @@ Before that, large activations of single channels are moved into the weights, wh
 channel can hold them (G. Xiao et al., "SmoothQuant", 2023); in float32 the tower stays the same.
 """
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +52,9 @@ The patch embedding and the projections are a hundredth of the work and stay in 
 # How a channel's size is shared between activation (1) and weight (0); the paper's value.
 _SHARE: Final = 0.5
 _SMALLEST: Final = 1e-5
+
+# Intermediate files, in sizes of the float32 graph.
+_ROOM: Final = 3
 
 
 def smooth(tower: nn.Module, layers: Iterable[Any], batches: Iterable[Tensor]) -> None:
@@ -113,9 +119,15 @@ def quantise(source: Path, target: Path, feeds: Iterable[Feed], matrices: frozen
         target: The file to write.
         feeds: Inputs to find the ranges of the activations with.
         matrices: Names of the linear layers to quantise, from `LADDER`.
+
+    Raises:
+        OSError: There is too little room for it.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        prepared = Path(work) / "prepared.onnx"
+    # Some intermediate files are written by native code, which cuts them off in silence.
+    if shutil.disk_usage(target.parent).free < _ROOM * source.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    with _working_in(target.parent) as work:
+        prepared = work / "prepared.onnx"
         # Symbolic shape inference cannot follow the reshapes, and nothing here needs it.
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -130,6 +142,21 @@ def quantise(source: Path, target: Path, feeds: Iterable[Feed], matrices: frozen
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which is also where libraries put their temporary files meanwhile.
+
+    So a killed export leaves nothing elsewhere, and a small /tmp is no limit.
+    """
+    former = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        tempfile.tempdir = work
+        try:
+            yield Path(work)
+        finally:
+            tempfile.tempdir = former
 
 
 def _nodes(path: Path, matrices: frozenset[str]) -> list[str]:

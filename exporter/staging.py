@@ -47,7 +47,9 @@ def staged(out: Path) -> Iterator[Path]:
             out.parent.mkdir(parents=True, exist_ok=True)
             _clean_up(out)
             partial = Path(tempfile.mkdtemp(prefix=_prefix(out, _PARTIAL), dir=out.parent))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
             raise ExportError(f"{out} cannot be written: {error.strerror}.") from error
     lock = _lock(partial)
     try:

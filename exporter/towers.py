@@ -17,6 +17,7 @@ from optimum.utils import DummyInputGenerator, NormalizedConfig
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
+from exporter.errors import ExportError
 from exporter.preprocessing import Recipe
 
 OPSET: Final = 18
@@ -169,12 +170,24 @@ def trace(tower: ImageTower | TextTower, path: Path) -> None:
     Args:
         tower: In evaluation mode.
         path: The file to write.
+
+    Raises:
+        ExportError: The tower is too large for one file.
     """
-    kind = _ImageGraph if isinstance(tower, ImageTower) else _TextGraph
-    config = kind(tower.config, task="feature-extraction")
+    reads_pictures = isinstance(tower, ImageTower)
+    config = (_ImageGraph if reads_pictures else _TextGraph)(
+        tower.config, task="feature-extraction"
+    )
     with warnings.catch_warnings():
         # Branches on the fixed size of the picture or the context become constants, as they should.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         # Optimum still exports through TorchScript, whose successor PyTorch recommends.
         warnings.simplefilter("ignore", DeprecationWarning)
         export(tower, config, path, opset=OPSET)
+    # Optimum then puts the weights into a second file. But the digest of the first is the name of
+    # the vector space, so all weights have to be in there.
+    if path.with_name(f"{path.name}_data").exists():
+        raise ExportError(
+            f"The {'image' if reads_pictures else 'text'} tower is larger than the 2 GB that one "
+            "ONNX file holds: export it as fp16, which is half as large."
+        )

@@ -153,7 +153,7 @@ def _check(
     if worst < bar:
         raise FidelityError(
             f"The {manifest.precision} {tower} tower is not close enough to PyTorch: its worst "
-            f"cosine similarity is {worst:.6f}, {bar - worst:.6f} below the bar of {bar}."
+            f"cosine similarity is {worst:.7g}, {bar - worst:.2g} below the bar of {bar}."
         )
     among = float(np.einsum("bnd,nd->bn", found, found[0]).min())
     if among < _INVARIANCE:

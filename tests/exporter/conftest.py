@@ -1,11 +1,24 @@
 """Small randomly initialised checkpoints, saved as `transformers` saves them."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+with contextlib.suppress(ModuleNotFoundError):  # then the tests that need them are skipped
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTokenizerFast,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
 SMALL_VISION = {
     "image_size": 32,
@@ -53,9 +66,6 @@ def add_preprocessor(folder: Path, size: int, *, crop: bool = False) -> None:
 
 def add_tokeniser(folder: Path) -> int:
     """Writes a byte-level CLIP tokeniser; returns the size of its vocabulary."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizerFast
-
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "m a", "ma p</w>"]
     tokens[-2:] = ["ma", "map</w>"]
@@ -69,9 +79,6 @@ def add_tokeniser(folder: Path) -> int:
 
 def save_vision(folder: Path, *, safe: bool = True, **changes: Any) -> None:
     """Saves a `CLIPVisionModelWithProjection` with its image processor."""
-    import torch
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
     torch.manual_seed(1)
     config = CLIPVisionConfig(**{**SMALL_VISION, **changes})
     model = CLIPVisionModelWithProjection(config)
@@ -79,30 +86,35 @@ def save_vision(folder: Path, *, safe: bool = True, **changes: Any) -> None:
     add_preprocessor(folder, config.image_size)
 
 
-def save_clip(folder: Path, *, eos_token_id: int | None = None, **changes: Any) -> None:
+def save_clip(
+    folder: Path,
+    *,
+    eos_token_id: int | None = None,
+    text: dict[str, Any] | None = None,
+    **changes: Any,
+) -> None:
     """Saves a two-tower `CLIPModel` with image processor and tokeniser.
 
     Args:
         folder: Where to.
         eos_token_id: As the configuration says it; by default the tokeniser's.
+        text: Changes of the text tower.
         changes: Of the vision tower.
     """
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
     torch.manual_seed(2)
     folder.mkdir(exist_ok=True)
     size = add_tokeniser(folder)
     vision = {**SMALL_VISION, **changes}
-    text = {
+    reader = {
         **SMALL_TEXT,
         "projection_dim": vision["projection_dim"],
         "vocab_size": size,
         "bos_token_id": size - 2,
         "eos_token_id": size - 1 if eos_token_id is None else eos_token_id,
+        **(text or {}),
     }
     config = CLIPConfig(
-        text_config=text, vision_config=vision, projection_dim=vision["projection_dim"]
+        text_config=reader, vision_config=vision, projection_dim=vision["projection_dim"]
     )
     CLIPModel(config).save_pretrained(folder)
     add_preprocessor(folder, vision["image_size"], crop=True)
@@ -143,6 +155,4 @@ def preprocessor_config() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def own_folder(vision_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the vision checkpoint that a test may spoil."""
-    import shutil
-
     return Path(shutil.copytree(vision_checkpoint, tmp_path / "own"))

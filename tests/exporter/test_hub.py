@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,92 +28,95 @@ MODEL = "somebody/small-clip"
 TEMPTATIONS = ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx")
 
 
-@dataclass
-class Hub:
-    """What the loopback hub serves, and what was asked of it.
+class Hub(http.server.ThreadingHTTPServer):
+    """The parts of the hub's HTTP interface that a download uses, on loopback.
 
     Attributes:
-        url: Its endpoint.
         files: Content by name.
         refusal: Answers everything with this status and error code instead.
         downloaded: Names of the files that were sent.
     """
 
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    refusal: tuple[int, str] | None = None
-    downloaded: list[str] = field(default_factory=list)
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files = files
+        self.refusal: tuple[int, str] | None = None
+        self.downloaded: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """One request to the hub."""
+
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        about, content = f"/api/models/{MODEL}", f"/{MODEL}/resolve/{COMMIT}/"
+        if self.server.refusal is not None:
+            status, code = self.server.refusal
+            self.send(status, b"{}", {"X-Error-Code": code}, with_body=with_body)
+        elif path.startswith(about):
+            self.describe(path.removeprefix(about), with_body=with_body)
+        elif path.startswith(content):
+            self.file(path.removeprefix(content), with_body=with_body)
+        else:
+            self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
+
+    def describe(self, path: str, *, with_body: bool) -> None:
+        if path not in {"", "/revision/main", f"/revision/{COMMIT}", "/revision/v1"}:
+            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body=with_body)
+            return
+        siblings: list[dict[str, Any]] = [
+            {"rfilename": name, "size": len(content)} for name, content in self.server.files.items()
+        ]
+        body = json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode()
+        self.send(200, body, {"Content-Type": "application/json"}, with_body=with_body)
+
+    def file(self, name: str, *, with_body: bool) -> None:
+        content = self.server.files.get(name)
+        if content is None:
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
+            return
+        headers = {
+            "ETag": f'"{sha256(content).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Size": str(len(content)),
+            "Content-Type": "application/octet-stream",
+        }
+        if with_body:
+            self.server.downloaded.append(name)
+        self.send(200, content, headers, with_body=with_body)
+
+    def send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture
 def hub(vision_checkpoint: Path) -> Iterator[Hub]:
-    """The parts of the hub's HTTP interface that a download uses."""
-    served = Hub(files={path.name: path.read_bytes() for path in vision_checkpoint.iterdir()})
-    served.files |= dict.fromkeys(TEMPTATIONS, b"another format")
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def answer(self, *, with_body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
-            if served.refusal is not None:
-                status, code = served.refusal
-                self.send(status, b"{}", {"X-Error-Code": code}, with_body=with_body)
-            elif path.startswith(f"/api/models/{MODEL}"):
-                self.describe(path.removeprefix(f"/api/models/{MODEL}"), with_body=with_body)
-            elif path.startswith(f"/{MODEL}/resolve/{COMMIT}/"):
-                self.file(path.removeprefix(f"/{MODEL}/resolve/{COMMIT}/"), with_body=with_body)
-            else:
-                self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
-
-        def describe(self, path: str, *, with_body: bool) -> None:
-            if path not in {"", "/revision/main", f"/revision/{COMMIT}", "/revision/v1"}:
-                self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body=with_body)
-                return
-            siblings: list[dict[str, Any]] = [
-                {"rfilename": name, "size": len(content)} for name, content in served.files.items()
-            ]
-            body = json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode()
-            self.send(200, body, {"Content-Type": "application/json"}, with_body=with_body)
-
-        def file(self, name: str, *, with_body: bool) -> None:
-            content = served.files.get(name)
-            if content is None:
-                self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
-                return
-            headers = {
-                "ETag": f'"{sha256(content).hexdigest()}"',
-                "X-Repo-Commit": COMMIT,
-                "X-Linked-Size": str(len(content)),
-                "Content-Type": "application/octet-stream",
-            }
-            if with_body:
-                served.downloaded.append(name)
-            self.send(200, content, headers, with_body=with_body)
-
-        def send(
-            self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool
-        ) -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if with_body:
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        served.url = f"http://127.0.0.1:{server.server_port}"
+    files = {path.name: path.read_bytes() for path in vision_checkpoint.iterdir()}
+    with Hub(files | dict.fromkeys(TEMPTATIONS, b"another format")) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield served
+        yield server
         server.shutdown()
         thread.join()
 
@@ -246,6 +248,28 @@ def test_a_repository_without_weights_is_refused(hub: Hub, tmp_path: Path) -> No
     for name in ("model.safetensors", "pytorch_model.bin"):
         del hub.files[name]
     assert "no PyTorch weights" in find(hub.url, tmp_path)["error"]
+
+
+def test_what_is_no_clip_is_refused_before_its_weights_are_downloaded(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.files["config.json"] = b'{"model_type": "bert"}'
+    found = find(hub.url, tmp_path)
+    assert "somebody/small-clip on the hub is a model of type 'bert': only CLIP" in found["error"]
+    assert hub.downloaded == ["config.json"]
+    assert found["lines"] == []
+
+
+def test_a_repository_without_a_configuration_is_refused(hub: Hub, tmp_path: Path) -> None:
+    del hub.files["config.json"]
+    assert "has no config.json" in find(hub.url, tmp_path)["error"]
+
+
+def test_a_full_disk_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
+    error = json.loads(run(limited + LOCATE, hub.url, tmp_path, MODEL, ""))["error"]
+    assert f"{MODEL} could not be downloaded to {tmp_path}" in error
+    assert "\n" not in error
 
 
 def test_an_export_by_id_records_where_it_came_from(hub: Hub, tmp_path: Path) -> None:

@@ -7,28 +7,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.exporter
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("optimum")
 
-from exporter import checkpoint, pictures, verify  # noqa: E402 (they import torch)
-from exporter.errors import ExportError  # noqa: E402
-from inference.errors import StartupError  # noqa: E402
-from exporter.towers import OPSET, ImageTower, trace  # noqa: E402
-from exporter.verify import FidelityError  # noqa: E402
-from inference.artifact import Artifact, Manifest, Precision  # noqa: E402
+import torch
+
+from exporter import checkpoint, pictures, verify
+from exporter.errors import ExportError
+from exporter.towers import OPSET, ImageTower, trace
+from exporter.verify import FidelityError
+from inference.artifact import Artifact, Manifest, Precision
+from inference.errors import StartupError
+
+pytestmark = pytest.mark.exporter
 
 Forward = Callable[[Any, Any], dict[str, Any]]
 
 
 @pytest.fixture
 def judged(vision_checkpoint: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Exports the vision checkpoint with another forward pass, and verifies that."""
+    """Exports a checkpoint with another forward pass, and verifies that."""
 
-    def judge(forward: Forward, *, precision: Precision = Precision.FP32) -> Any:
-        loaded = checkpoint.load(vision_checkpoint)
+    def judge(
+        forward: Forward,
+        *,
+        folder: Path = vision_checkpoint,
+        precision: Precision = Precision.FP32,
+    ) -> Any:
+        loaded = checkpoint.load(folder)
         drawn = list(pictures.drawn("verify", 10))
-        expected = verify.image_reference(loaded.image_tower, vision_checkpoint, drawn)
+        expected = verify.image_reference(loaded.image_tower, folder, drawn)
 
         class Wrong(ImageTower):
             def forward(self, pixels: Any) -> dict[str, Any]:
@@ -59,16 +67,24 @@ def test_the_right_graph_passes(judged: Callable[..., Any]) -> None:
     assert fidelity.pictures == 10
 
 
+def without_projection(tower: Any, pixels: Any) -> dict[str, Any]:
+    """What Optimum's stock configuration gives: the pooled state."""
+    scaled = pixels.permute(0, 3, 1, 2) * tower.scale + tower.shift
+    pooled = tower.tower.vision_model(pixel_values=scaled).pooler_output
+    return {"image_embeds": pooled / pooled.norm(dim=-1, keepdim=True)}
+
+
 def test_a_dropped_projection_is_found(judged: Callable[..., Any]) -> None:
-    """What Optimum's stock configuration does: the pooled state, wider than the projection."""
-
-    def forward(tower: Any, pixels: Any) -> dict[str, Any]:
-        scaled = pixels.permute(0, 3, 1, 2) * tower.scale + tower.shift
-        pooled = tower.tower.vision_model(pixel_values=scaled).pooler_output
-        return {"image_embeds": pooled / pooled.norm(dim=-1, keepdim=True)}
-
     with pytest.raises(StartupError, match="24"):
-        judged(forward)
+        judged(without_projection)
+
+
+def test_a_dropped_projection_is_found_where_it_changes_no_width(
+    judged: Callable[..., Any], make_vision: Callable[..., None], tmp_path: Path
+) -> None:
+    make_vision(tmp_path / "square", hidden_size=48, projection_dim=48)
+    with pytest.raises(FidelityError, match="below the bar"):
+        judged(without_projection, folder=tmp_path / "square")
 
 
 def test_a_missing_norm_is_found(judged: Callable[..., Any]) -> None:
