@@ -83,7 +83,7 @@ class _Path(Generic[In]):
     """One kind of input: how it is prepared, and the batcher of its tower."""
 
     def __init__(
-        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding]
+        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding | None]
     ) -> None:
         self.prepare = prepare
         self.batcher = batcher
@@ -225,8 +225,7 @@ class Pipeline:
             decoded = await self._decoders.run(partial(path.prepare, data), lane)
             observed.decoded(decoded)
             batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
-            embedding = batched.value
-            _check_finite(embedding)
+            embedding = _numbers(batched.value)
             observed.embedded(batched)
         except BaseException as error:
             observed.failed(error)
@@ -244,7 +243,7 @@ class Pipeline:
 
     def _batcher(
         self, kind: str, embed: Callable[[Any], Embeddings], max_batch: int
-    ) -> Batcher[_Prepared, Embedding]:
+    ) -> Batcher[_Prepared, Embedding | None]:
         return Batcher(
             partial(self._run, kind, embed),
             max_batch=max_batch,
@@ -254,7 +253,7 @@ class Pipeline:
 
     async def _run(
         self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
-    ) -> Sequence[Embedding]:
+    ) -> Sequence[Embedding | None]:
         """Runs one batch on the engine's thread, watched."""
         watchdog = asyncio.get_running_loop().call_later(
             self._limits.watchdog_s, self._health.hangs, self._limits.watchdog_s
@@ -262,7 +261,7 @@ class Pipeline:
         items = [prepared.item for prepared in batch]
         try:
             with observation.batch(kind, [prepared.span for prepared in batch]):
-                ran = await self._engine_thread.run(partial(embed, items), abandon=True)
+                ran = await self._engine_thread.run(partial(_rows, embed, items), abandon=True)
         except EngineMemoryError as error:
             if len(batch) == 1:  # a larger batch is split and tried again
                 self._health.failed(error)
@@ -273,13 +272,26 @@ class Pipeline:
         finally:
             watchdog.cancel()
         self._health.succeeded()
-        return list(ran.value)
+        return ran.value
 
     def _paths(self) -> "list[_Path[Any]]":
         return [self._images] if self._texts is None else [self._images, self._texts]
 
 
-def _check_finite(embedding: Embedding) -> None:
+def _rows(embed: Callable[[Any], Embeddings], items: Sequence[Any]) -> list[Embedding | None]:
+    """Runs a batch on the engine's thread; None stands for a row that holds no numbers.
+
+    The check is made here, because numpy lets go of the interpreter's lock for arrays of this
+    size, and on the event loop every such pause costs a wait behind the decoding threads: a tenth
+    of the throughput at 32 callers.
+    """
+    embeddings = embed(items)
+    finite = np.isfinite(embeddings.sum(axis=1))  # one odd number spoils the sum
+    return [row if good else None for row, good in zip(embeddings, finite, strict=True)]
+
+
+def _numbers(row: Embedding | None) -> Embedding:
     # One picture can overflow a half-precision model; its neighbours are none the worse for it.
-    if not np.isfinite(embedding).all():
+    if row is None:
         raise InferenceError("The model returned no numbers for this item.")
+    return row

@@ -15,9 +15,16 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-# On a CPU a run of several pictures is hardly quicker per picture than a run of one, so larger
-# batches would only make callers wait. Measured: see docs/adr.
+# A small model gains nothing from being split over cores: its threads wait for each other at every
+# layer, and decoding, which costs as much, wants a core of its own. Measured on two cores with the
+# bundled model (12 MB) at 32 callers, as a share of the limit: 0.66 with all cores for the model,
+# 0.81 with half of them. The smallest checkpoint of OpenAI's CLIP in int8 is 88 MB.
+_SMALL_MODEL_BYTES = 64 * 1024 * 1024
+# Batches buy little arithmetic on a CPU, but they spare hand-overs between threads, which a small
+# model feels: 0.72 of the limit with batches of 4, 0.78 of 8, 0.83 of 16, 0.81 of 32. A large model
+# does not, and a batch of 16 would keep a lone caller waiting for half a second.
 _CPU_MAX_BATCH = 4
+_CPU_MAX_BATCH_SMALL = 16
 _GPU_MAX_BATCH = 32
 
 _log = logging.getLogger("mapseek.engine")
@@ -31,8 +38,8 @@ class EngineOptions:
         provider: `cpu`, `cuda` and `tensorrt` must be there or loading fails; `auto` takes CUDA
             where it works and the CPU otherwise. TensorRT is never chosen by `auto`, because
             building its engines takes minutes.
-        threads: Threads of one run on the CPU; 0 chooses by the machine.
-        max_batch: Most items in one run; 0 chooses by the provider.
+        threads: Threads of one run on the CPU; 0 chooses by the machine and the model.
+        max_batch: Most items in one run; 0 chooses by the provider and the model.
         gpu_memory_limit_bytes: Most GPU memory for onnxruntime's arena; 0 sets no limit.
         tensorrt_cache: Folder for built TensorRT engines; None builds them at every start.
         cuda_graph: Replay each batch size as one captured CUDA graph.
@@ -61,6 +68,11 @@ class Graph:
     input_name: str
     item_shape: tuple[int, ...]
     fp16: bool
+
+    @property
+    def small(self) -> bool:
+        """Whether decoding a picture costs about as much as running the model on it."""
+        return self.path.stat().st_size < _SMALL_MODEL_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +113,7 @@ def open_session(graph: Graph, options: EngineOptions) -> tuple[Any, Choice]:
             except StartupError as error:
                 _log.warning("Falling back to the CPU, because CUDA does not work: %s", error)
         choice = _choose(CPU, graph, options)
-        _log.info("The model runs on the CPU with %d threads.", threads_of(options))
+        _log.info("The model runs on the CPU with %d threads.", threads_of(graph, options))
         return _open(graph, choice, options), choice
     name = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}[options.provider]
     if name not in available:
@@ -122,9 +134,16 @@ _HOW_TO_GET = {
 }
 
 
-def threads_of(options: EngineOptions) -> int:
-    """How many threads a run on the CPU uses: what was asked for, or one per usable core."""
-    return options.threads or usable_cores()
+def threads_of(graph: Graph, options: EngineOptions) -> int:
+    """How many threads a run on the CPU uses: what was asked for, or what suits the model."""
+    if options.threads:
+        return options.threads
+    return usable_cores() - decode_threads() or 1 if graph.small else usable_cores()
+
+
+def decode_threads() -> int:
+    """How many threads decode unless it is said: half of the cores."""
+    return max(1, usable_cores() // 2)
 
 
 def usable_cores() -> int:
@@ -135,7 +154,10 @@ def usable_cores() -> int:
 
 
 def _choose(name: str, graph: Graph, options: EngineOptions) -> Choice:
-    max_batch = options.max_batch or (_CPU_MAX_BATCH if name == CPU else _GPU_MAX_BATCH)
+    max_batch = options.max_batch
+    if not max_batch and name == CPU:
+        max_batch = _CPU_MAX_BATCH_SMALL if graph.small else _CPU_MAX_BATCH
+    max_batch = max_batch or _GPU_MAX_BATCH
     build = {CPU: _cpu_options, CUDA: _cuda_options, TENSORRT: _tensorrt_options}[name]
     return Choice(name=name, options=build(graph, options, max_batch), max_batch=max_batch)
 
@@ -213,7 +235,7 @@ def _open(graph: Graph, choice: Choice, options: EngineOptions) -> Any:
             # Finds CUDA and cuDNN where pip put them.
             onnxruntime.preload_dlls()
     else:
-        settings.intra_op_num_threads = threads_of(options)
+        settings.intra_op_num_threads = threads_of(graph, options)
         # Threads that spin between runs take the cores away from decoding.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

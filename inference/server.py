@@ -23,10 +23,19 @@ from mapseek.v1 import embedding_pb2_grpc
 from inference import bind, probes, service, telemetry
 from inference.artifact import Artifact, Manifest
 from inference.auth import TokenInterceptor
-from inference.engine import Engine, EngineOptions, Pixels, TextEngine
+from inference.engine import (
+    Engine,
+    EngineOptions,
+    Pixels,
+    TextEngine,
+    load_image_engine,
+    load_text_engine,
+)
 from inference.errors import StartupError
 from inference.pipeline import Limits, Pipeline
+from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
+from inference.providers import decode_threads
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
@@ -66,11 +75,6 @@ def load_model(settings: ServerSettings) -> LoadedModel:
     Raises:
         StartupError: The folder is no model, or the provider cannot run it.
     """
-    # onnxruntime and Pillow take a good part of the start, so they come in here, on the loading
-    # thread, while the port answers already.
-    from inference.engine import load_image_engine, load_text_engine  # noqa: PLC0415
-    from inference.preprocess import Preprocessor  # noqa: PLC0415
-
     artifact = Artifact.load(settings.model)
     options = EngineOptions(
         provider=settings.provider,
@@ -207,7 +211,7 @@ class RunningServer:
             limits=Limits(
                 slots=settings.queue_size,
                 reserved_slots=settings.queue_size // 4,
-                decode_threads=settings.decode_threads or _cores(),
+                decode_threads=settings.decode_threads or decode_threads(),
                 watchdog_s=settings.watchdog_s,
             ),
             on_health=self._on_health,
@@ -304,10 +308,3 @@ async def _serve_until_signal(settings: ServerSettings) -> None:
             raise RuntimeError("the pipeline ended by itself")
         ended.cancel()
     _log.info("drained")
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
