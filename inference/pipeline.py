@@ -1,12 +1,15 @@
 """The way of a picture (or a text) through the server, and nothing about how it got there.
 
     admission ▶ decode threads ▶ batcher ▶ the engine's thread
+                             └─▶ straight through, where the engine rests and nobody waits
 
 One `Pipeline` serves both kinds: they share the bound on work, the decode threads and the engine's
 thread, and each has a batcher of its own. Everything here lives on one event loop.
 """
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from opentelemetry import trace
 
 from inference import observation
 from inference.admission import Admission
-from inference.batcher import Batcher
+from inference.batcher import Batched, Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
 from inference.errors import EngineMemoryError, InferenceError, UnsupportedError
 from inference.health import Health
@@ -42,6 +45,9 @@ class Limits:
         bulk_share: Part of the work that bulk is sure of while interactive items wait too.
         failures_allowed: Batches in a row that may fail before the engine counts as unhealthy.
         watchdog_s: A run that takes longer, in seconds, counts as hung.
+        straight: A picture that finds the engine at rest is run on the thread that decoded it,
+            which spares a lone caller two hand-overs between threads. For engines that any thread
+            may call.
     """
 
     slots: int = 256
@@ -50,6 +56,7 @@ class Limits:
     bulk_share: float = 0.25
     failures_allowed: int = 2
     watchdog_s: float = 60.0
+    straight: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +86,27 @@ class _Prepared:
     span: trace.Span
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """What a decoding thread made of an input; `run` is set where it ran the model as well."""
+
+    item: NDArray[Any]
+    run: Batched[Embedding | None] | None = None
+
+
 class _Path(Generic[In]):
-    """One kind of input: how it is prepared, and the batcher of its tower."""
+    """One kind of input: how it is prepared, its tower, and the tower's batcher."""
 
     def __init__(
-        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding | None]
+        self,
+        kind: str,
+        prepare: Callable[[In], NDArray[Any]],
+        embed: Callable[[Any], Embeddings],
+        batcher: Batcher[_Prepared, Embedding | None],
     ) -> None:
+        self.kind = kind
         self.prepare = prepare
+        self.embed = embed
         self.batcher = batcher
 
 
@@ -125,11 +146,13 @@ class Pipeline:
         self._engine_thread = LaneThreads(1, name="engine")
         # Held for every run of either tower: a batch is chosen when the thread is really free.
         self._turn = asyncio.Lock()
-        self._images = _Path(preprocess, self._batcher("image", images.embed, images.max_batch))
+        # The same between threads, for runs that went straight through.
+        self._engine_free = threading.Lock()
+        self._images = self._path("image", preprocess, images)
         self._texts: _Path[str] | None = None
         if texts is not None:
             self._engines.append(texts)
-            self._texts = _Path(texts.tokenise, self._batcher("text", texts.embed, texts.max_batch))
+            self._texts = self._path("text", texts.tokenise, texts)
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -222,9 +245,16 @@ class Pipeline:
             raise
         observed = Observation(lane)
         try:
-            decoded = await self._decoders.run(partial(path.prepare, data), lane)
-            observed.decoded(decoded)
-            batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
+            decoded = await self._decoders.run(
+                partial(self._decode, path, data, observed.span), lane
+            )
+            item, batched = decoded.value.item, decoded.value.run
+            decode_s = decoded.ran_s - (0.0 if batched is None else batched.run_s)
+            observed.decoded(waited_s=decoded.waited_s, ran_s=decode_s)
+            if batched is None:
+                batched = await path.batcher.submit(_Prepared(item, observed.span), lane)
+            else:
+                self._health.succeeded()
             embedding = _numbers(batched.value)
             observed.embedded(batched)
         except BaseException as error:
@@ -235,21 +265,39 @@ class Pipeline:
             observed.left()
         return Embedded(
             embedding=embedding,
-            decode_s=decoded.ran_s,
+            decode_s=decode_s,
             queue_s=decoded.waited_s + batched.queue_s,
             inference_s=batched.run_s,
             batch_size=batched.batch_size,
         )
 
-    def _batcher(
-        self, kind: str, embed: Callable[[Any], Embeddings], max_batch: int
-    ) -> Batcher[_Prepared, Embedding | None]:
-        return Batcher(
-            partial(self._run, kind, embed),
-            max_batch=max_batch,
+    def _path(
+        self, kind: str, prepare: Callable[[In], NDArray[Any]], engine: Engine | TextEngine
+    ) -> _Path[In]:
+        batcher: Batcher[_Prepared, Embedding | None] = Batcher(
+            partial(self._run, kind, engine.embed),
+            max_batch=engine.max_batch,
             bulk_share=self._limits.bulk_share,
             turn=self._turn,
         )
+        return _Path(kind, prepare, engine.embed, batcher)
+
+    def _decode(self, path: _Path[In], data: In, span: trace.Span) -> _Decoded:
+        """Prepares an input on a decoding thread, and runs it there where the engine rests."""
+        item = path.prepare(data)
+        rests = not (path.batcher.waiting or self._turn.locked())
+        if not (self._limits.straight and rests and self._engine_free.acquire(blocking=False)):
+            return _Decoded(item)
+        started = time.perf_counter()
+        try:
+            with observation.batch(path.kind, [span]):
+                (row,) = _rows(path.embed, [item])
+        except Exception:  # noqa: BLE001 - the batcher tries again, and knows what a failure means
+            return _Decoded(item)
+        finally:
+            self._engine_free.release()
+        run_s = time.perf_counter() - started
+        return _Decoded(item, Batched(value=row, queue_s=0.0, run_s=run_s, batch_size=1))
 
     async def _run(
         self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
@@ -261,7 +309,9 @@ class Pipeline:
         items = [prepared.item for prepared in batch]
         try:
             with observation.batch(kind, [prepared.span for prepared in batch]):
-                ran = await self._engine_thread.run(partial(_rows, embed, items), abandon=True)
+                ran = await self._engine_thread.run(
+                    partial(self._exclusively, embed, items), abandon=True
+                )
         except EngineMemoryError as error:
             if len(batch) == 1:  # a larger batch is split and tried again
                 self._health.failed(error)
@@ -274,16 +324,22 @@ class Pipeline:
         self._health.succeeded()
         return ran.value
 
+    def _exclusively(
+        self, embed: Callable[[Any], Embeddings], items: Sequence[Any]
+    ) -> list[Embedding | None]:
+        with self._engine_free:
+            return _rows(embed, items)
+
     def _paths(self) -> "list[_Path[Any]]":
         return [self._images] if self._texts is None else [self._images, self._texts]
 
 
 def _rows(embed: Callable[[Any], Embeddings], items: Sequence[Any]) -> list[Embedding | None]:
-    """Runs a batch on the engine's thread; None stands for a row that holds no numbers.
+    """Runs a batch; None stands for a row that holds no numbers.
 
-    The check is made here, because numpy lets go of the interpreter's lock for arrays of this
-    size, and on the event loop every such pause costs a wait behind the decoding threads: a tenth
-    of the throughput at 32 callers.
+    The check is made beside the run, because numpy lets go of the interpreter's lock for arrays of
+    this size, and on the event loop every such pause costs a wait behind the decoding threads: a
+    tenth of the throughput at 32 callers.
     """
     embeddings = embed(items)
     finite = np.isfinite(embeddings.sum(axis=1))  # one odd number spoils the sum

@@ -66,6 +66,10 @@ class _Job(Generic[T]):
         if self.freed is not None and not self.freed.done():
             self.freed.set_result(None)
 
+    def give_up(self) -> None:
+        """Lets go of whoever waits for it, though its thread may never come back."""
+        self._finish(ShuttingDownError())
+
     async def until_finished(self) -> None:
         """Waits for the thread even if the waiting task is cancelled again meanwhile."""
         while not self.finished:
@@ -95,6 +99,7 @@ class LaneThreads:
         self._count = count
         self._name = name
         self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
+        self._running: set[_Job[object]] = set()
         self._changed = threading.Condition()
         self._stopped = False
         self._started = False
@@ -134,14 +139,13 @@ class LaneThreads:
             raise
 
     def stop(self) -> None:
-        """Ends each thread after its present call; calls that still wait are refused."""
+        """Ends each thread after its present call; whoever still waits is refused."""
         with self._changed:
             self._stopped = True
-            dropped = self._waiting.take(len(self._waiting))
+            dropped = [*self._waiting.take(len(self._waiting)), *self._running]
             self._changed.notify_all()
         for job in dropped:
-            if not job.waiter.done():
-                job.waiter.set_exception(ShuttingDownError())
+            job.give_up()
 
     def _start(self) -> None:
         self._started = True
@@ -156,6 +160,9 @@ class LaneThreads:
                 if self._stopped:
                     return
                 (job,) = self._waiting.take(1)
+                self._running.add(job)
             job.run()
+            with self._changed:
+                self._running.discard(job)
             # Otherwise an idle thread would hold the last picture in memory.
             del job

@@ -274,6 +274,84 @@ async def test_pictures_and_texts_never_run_at_the_same_time(engine: GatedEngine
     assert lengths == [3]
 
 
+class Witness(GatedEngine):
+    """Remembers on which threads it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def embed(self, pixels: Sequence[Pixels] | Pixels) -> Embeddings:
+        self.threads.append(threading.current_thread().name.partition("-")[0])
+        return super().embed(pixels)
+
+
+STRAIGHT = {"straight": True, "decode_threads": 2}
+
+
+async def test_a_picture_that_finds_the_engine_at_rest_goes_straight_through() -> None:
+    engine = Witness()
+    pipeline = around(engine, limits=STRAIGHT)
+    async with running(pipeline):
+        one = await pipeline.embed(picture(3), INTERACTIVE)
+
+    assert engine.threads == ["decode"]
+    assert one.embedding[3] == 1.0
+    assert (one.batch_size, one.queue_s >= 0, one.decode_s >= 0) == (1, True, True)
+
+
+async def test_pictures_that_find_the_engine_at_work_wait_and_go_together() -> None:
+    engine = Witness()
+    pipeline = around(engine, limits=STRAIGHT)
+    async with running(pipeline):
+        first = await hold(engine, pipeline)
+        others = [asyncio.create_task(pipeline.embed(picture(n), BULK)) for n in (2, 3, 4, 5)]
+        # Some of them have the turn already: the engine's thread waits for the engine.
+        batcher = pipeline._images.batcher
+        await until(lambda: len(batcher._running) + batcher.waiting == 4)
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+
+    assert engine.seen[0] == [1]
+    assert sorted(engine.computed) == [1, 2, 3, 4, 5]
+    assert engine.threads[0] == "decode"
+    assert set(engine.threads[1:]) == {"engine"}
+
+
+async def test_a_failure_on_the_straight_way_is_left_to_the_batcher() -> None:
+    engine = Witness()
+    told: list[tuple[bool, str]] = []
+    pipeline = around(
+        engine,
+        limits=STRAIGHT | {"failures_allowed": 0},
+        on_health=lambda *flip: told.append(flip),
+    )
+    engine.failures = [ValueError("once")]
+    async with running(pipeline):
+        assert (await pipeline.embed(picture(2), INTERACTIVE)).embedding[2] == 1.0
+        assert told == []
+        engine.failures = [ValueError("once"), ValueError("twice")]
+        with pytest.raises(InferenceError):
+            await pipeline.embed(picture(2), INTERACTIVE)
+        assert [healthy for healthy, _ in told] == [False]
+        await pipeline.embed(picture(2), INTERACTIVE)
+
+    assert [healthy for healthy, _ in told] == [False, True]
+    assert engine.threads == ["decode", "engine", "decode", "engine", "decode"]
+
+
+async def test_a_straight_run_that_hangs_holds_up_neither_its_caller_nor_closing() -> None:
+    engine = Witness()
+    pipeline = around(engine, limits=STRAIGHT)
+    async with running(pipeline):
+        call = await hold(engine, pipeline)
+        async with asyncio.timeout(30):
+            await pipeline.close(grace_s=0.0)
+            with pytest.raises(ShuttingDownError):
+                await call
+    engine.gate.set()
+
+
 async def test_a_model_without_a_text_tower_says_so(engine: GatedEngine) -> None:
     pipeline = around(engine)
     async with running(pipeline):
