@@ -202,7 +202,9 @@ def serve(
 
     Without options it serves the bundled map-art model, on this machine only.
 
-    Stop it with Ctrl-C: what is running is finished first. `mapseek settings` lists what can be set.
+    Stop it with Ctrl-C: what is running is finished first.
+
+    `mapseek settings` lists what can be set.
     """
     from inference.server import run
     from inference.settings import ServerSettings
@@ -400,6 +402,9 @@ def export(
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub's model.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; by default the id or the folder's name.")
+    ] = None,
 ) -> None:
     """Export a CLIP model for serving, and verify it against the original.
 
@@ -413,6 +418,7 @@ def export(
         out,
         precision=precision.value,
         revision=revision,
+        name=name,
         report=lambda line: typer.echo(line, err=True),
     )
     typer.echo(

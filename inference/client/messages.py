@@ -10,6 +10,10 @@ from inference.errors import EmbeddingError, InferenceError
 from inference.status import RETRY_AFTER_KEY, error_of
 
 
+# What gRPC itself, and no server, says of a call whose connection broke under it.
+_LOST_CALL = ("Internal error from Core", "Received RST_STREAM")
+
+
 def embedded(embedding: pb.Embedding, timings: pb.Timings) -> Embedded:
     """An embedding and its timings.
 
@@ -64,6 +68,8 @@ def failure(error: grpc.aio.AioRpcError, server: str) -> EmbeddingError:
     """
     details = error.details() or ""
     code = error.code()
+    if code is grpc.StatusCode.INTERNAL and details.startswith(_LOST_CALL):
+        code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.UNAVAILABLE:
         details = f"No answer from {server}: {details or 'it cannot be reached'}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:

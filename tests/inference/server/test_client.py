@@ -215,6 +215,13 @@ async def test_a_full_server_is_asked_again() -> None:
         assert server.lanes == [pb.LANE_BULK] * 3
 
 
+async def test_a_call_whose_connection_broke_is_sent_again() -> None:
+    broken = (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", ())
+    async with scripted(broken) as (client, server):
+        assert (await client.embed(b"x")).model_id
+        assert len(server.lanes) == 2
+
+
 async def test_a_server_that_stays_full_is_asked_as_often_as_the_settings_say() -> None:
     async with scripted(FULL, attempts=3) as (client, server):
         with pytest.raises(OverloadedError, match="The server is full") as caught:
