@@ -9,7 +9,6 @@ from inference.client.results import Embedded, Limits, ModelInfo, Thresholds, Ti
 from inference.errors import EmbeddingError, InferenceError
 from inference.status import RETRY_AFTER_KEY, error_of
 
-
 # What gRPC itself, and no server, says of a call whose connection broke under it.
 _LOST_CALL = ("Internal error from Core", "Received RST_STREAM")
 
