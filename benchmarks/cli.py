@@ -188,6 +188,32 @@ def preprocess(
 
 
 @app.command()
+def archive(
+    *,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Pictures in the archive; repeat. [10000, 100000]"),
+    ] = None,
+    dimensions: Annotated[int, typer.Option(min=1, help="Numbers in a vector.")] = 512,
+    searches: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 50,
+    json: Json = None,
+) -> None:
+    """Time of an exact search in the embedded archive, by its size.
+
+    [dim]mapseek bench archive --size 100000[/]
+    """
+    from benchmarks.archive import ArchiveBenchOptions, bench_archive
+
+    _check_writable(json)
+    options = ArchiveBenchOptions(
+        sizes=size or (10_000, 100_000), dimensions=dimensions, searches=searches
+    )
+    with _progress() as progress:
+        report = bench_archive(options, progress)
+    _publish(report, json)
+
+
+@app.command()
 def soak(
     *,
     model: Model = None,

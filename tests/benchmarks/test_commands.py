@@ -41,6 +41,17 @@ def test_serve(model: Path, tmp_path: Path) -> None:
     assert len(data["targets"]) == 4
 
 
+def test_archive(tmp_path: Path) -> None:
+    out = tmp_path / "archive.json"
+    what = ("--size", 30, "--size", 20, "--dimensions", 8, "--searches", 3, "--json", out)
+    assert bench("archive", *what).exit_code == 0
+    rows = json.loads(out.read_text())["data"]["rows"]
+    assert [row[:2] for row in rows] == [
+        [size, searched] for size in (20, 30) for searched in ("everything", "one channel")
+    ]
+    assert all(row[2] > 0 for row in rows)
+
+
 def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:
     out, token = tmp_path / "serve.json", "the-operators-own-token"
     what = ("--callers", 2, "--load", 0.5, "--rounds", 1, "--seconds", 0.05, "--json", out)
