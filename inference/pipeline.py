@@ -1,7 +1,7 @@
 """The way of a picture (or a text) through the server, and nothing about how it got there.
 
     admission ▶ decode threads ▶ batcher ▶ the engine's thread
-                             └─▶ straight through, where the engine rests and nobody waits
+                             └─▶ straight through, where it is alone here
 
 One `Pipeline` serves both kinds: they share the bound on work, the decode threads and the engine's
 thread, and each has a batcher of its own. Everything here lives on one event loop.
@@ -45,9 +45,8 @@ class Limits:
         bulk_share: Part of the work that bulk is sure of while interactive items wait too.
         failures_allowed: Batches in a row that may fail before the engine counts as unhealthy.
         watchdog_s: A run that takes longer, in seconds, counts as hung.
-        straight: A picture that finds the engine at rest is run on the thread that decoded it,
-            which spares a lone caller two hand-overs between threads. For engines that any thread
-            may call.
+        straight: A picture that is alone here is run on the thread that decoded it, which spares
+            a lone caller two hand-overs between threads. For engines that any thread may call.
     """
 
     slots: int = 256
@@ -283,10 +282,11 @@ class Pipeline:
         return _Path(kind, prepare, engine.embed, batcher)
 
     def _decode(self, path: _Path[In], data: In, span: trace.Span) -> _Decoded:
-        """Prepares an input on a decoding thread, and runs it there where the engine rests."""
+        """Prepares an input on a decoding thread, and runs it there if it is alone."""
         item = path.prepare(data)
-        rests = not (path.batcher.waiting or self._turn.locked())
-        if not (self._limits.straight and rests and self._engine_free.acquire(blocking=False)):
+        # With company the thread has more to decode, while the engine's own thread runs this.
+        alone = self._limits.straight and self._admission.inside == 1
+        if not (alone and self._engine_free.acquire(blocking=False)):
             return _Decoded(item)
         started = time.perf_counter()
         try:

@@ -289,7 +289,7 @@ class Witness(GatedEngine):
 STRAIGHT = {"straight": True, "decode_threads": 2}
 
 
-async def test_a_picture_that_finds_the_engine_at_rest_goes_straight_through() -> None:
+async def test_a_picture_that_is_alone_goes_straight_through() -> None:
     engine = Witness()
     pipeline = around(engine, limits=STRAIGHT)
     async with running(pipeline):
@@ -316,6 +316,25 @@ async def test_pictures_that_find_the_engine_at_work_wait_and_go_together() -> N
     assert sorted(engine.computed) == [1, 2, 3, 4, 5]
     assert engine.threads[0] == "decode"
     assert set(engine.threads[1:]) == {"engine"}
+
+
+async def test_pictures_in_company_leave_the_engine_to_its_own_thread() -> None:
+    """One decoding thread must go on decoding while the engine runs."""
+    engine, gate = Witness(), threading.Event()
+
+    def wait_and_decode(data: bytes) -> Pixels:
+        assert gate.wait(30)
+        return decode(data)
+
+    limits = {"straight": True, "decode_threads": 1}
+    pipeline = around(engine, preprocess=wait_and_decode, limits=limits)
+    async with running(pipeline):
+        calls = [asyncio.create_task(pipeline.embed(picture(n), INTERACTIVE)) for n in (1, 2)]
+        await until(lambda: pipeline.inside == 2)
+        gate.set()
+        await asyncio.gather(*calls)
+
+    assert engine.threads[0] == "engine"
 
 
 async def test_a_failure_on_the_straight_way_is_left_to_the_batcher() -> None:
