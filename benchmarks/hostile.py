@@ -232,7 +232,8 @@ async def _dropped(victim: Victim) -> str:
     body = pb.EmbedRequest(image=victim.some(1)[0]).SerializeToString()
     embed: Unary = channel.unary_unary(f"{_SERVICE}/Embed")
     call = embed(body, timeout=_ANSWER_S)
-    with suppress(TimeoutError):
+    # A full server may have refused it before it was dropped.
+    with suppress(TimeoutError, grpc.aio.AioRpcError):
         async with asyncio.timeout(victim.chance.uniform(0, 0.05)):
             await call.wait_for_connection()
             await asyncio.Event().wait()

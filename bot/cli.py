@@ -434,7 +434,7 @@ def demo(
     ] = Path("demo-out"),
     number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map of the sample to look for.")
-    ] = 2,
+    ] = 4,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Which bad picture of it to draw.")
     ] = 0,

@@ -113,7 +113,7 @@ def open_session(graph: Graph, options: EngineOptions) -> tuple[Any, Choice]:
             except StartupError as error:
                 _log.warning("Falling back to the CPU, because CUDA does not work: %s", error)
         choice = _choose(CPU, graph, options)
-        _log.info("The model runs on the CPU with %d threads.", threads_of(graph, options))
+        _log.info("The model runs on the CPU, threads: %d.", threads_of(graph, options))
         return _open(graph, choice, options), choice
     name = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}[options.provider]
     if name not in available:
