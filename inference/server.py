@@ -32,6 +32,7 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import StartupError
+from inference.malformed import MalformedInterceptor
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
@@ -182,6 +183,7 @@ class RunningServer:
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
         interceptors = telemetry.server_interceptors()
+        interceptors.append(MalformedInterceptor(service.SERVICE_NAME))
         if settings.token is not None:
             interceptors.append(TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(

@@ -190,3 +190,21 @@ async def test_a_call_whose_future_was_cancelled_is_answered_all_the_same() -> N
     async with broken_service() as stub:
         call = stub.EmbedText(pb.EmbedTextRequest(text="x"), timeout=TIMEOUT_S)
         assert (await status_of(call)).code() is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("method", ["Embed", "GetModel", "EmbedText", "EmbedStream"])
+async def test_what_is_no_message_is_the_callers_fault_and_fills_no_log(
+    server: RunningServer, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, garbage = f"/mapseek.v1.EmbeddingService/{method}", b"\x0a\xff no protobuf"
+    channel: Any
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            if method == "EmbedStream":
+                async for _ in channel.stream_stream(path)(iter([b"", garbage])):
+                    pass
+            else:
+                await channel.unary_unary(path)(garbage)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"no request of {method}" in (caught.value.details() or "")
+    assert caplog.records == []
