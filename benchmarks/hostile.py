@@ -135,7 +135,7 @@ def attacks() -> list[Attack]:
         Attack(
             name="no protobuf message",
             run=lambda victim: victim.unary("Embed", b"\xff\xff\xff\xff not a message"),
-            expected=frozenset({"INTERNAL", "INVALID_ARGUMENT", "UNKNOWN", FULL}),
+            expected=frozenset({INVALID, FULL}),
         ),
         Attack(
             name="unknown method",
