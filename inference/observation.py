@@ -20,6 +20,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 from inference.batcher import Batched
 from inference.errors import InvalidInputError, OverloadedError, ShuttingDownError
 from inference.lanes import Lane
+from inference.threads import Ran
 
 _tracer = trace.get_tracer("mapseek.inference")
 _meter = metrics.get_meter("mapseek.inference")
@@ -73,16 +74,16 @@ class Observation:
         self._queued_s = 0.0
         _depth.add(1, _BY_LANE[lane])
 
-    def decoded(self, *, waited_s: float, ran_s: float) -> None:
-        """It was decoded, in `ran_s` after a wait of `waited_s`, and wants the engine."""
-        self._queued_s = waited_s
-        _duration.record(ran_s, _BY_STAGE[self._lane, "decode"])
+    def decoded(self, ran: Ran[Any]) -> None:
+        """It is decoded and joins the queue for the engine."""
+        self._queued_s = ran.waited_s
+        _duration.record(ran.ran_s, _BY_STAGE[self._lane, "decode"])
         if self.span.is_recording():
-            start_ns = self._started_ns + _ns(waited_s)
-            self._queued_ns = start_ns + _ns(ran_s)
+            self._queued_ns = time.time_ns()
+            start_ns = self._started_ns + _ns(ran.waited_s)
             span = self._child("decode", start_ns)
-            span.set_attribute("mapseek.waited_s", waited_s)
-            span.end(self._queued_ns)
+            span.set_attribute("mapseek.waited_s", ran.waited_s)
+            span.end(start_ns + _ns(ran.ran_s))
 
     def embedded(self, batched: Batched[Any]) -> None:
         """It is embedded."""

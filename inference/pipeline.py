@@ -1,15 +1,12 @@
 """The way of a picture (or a text) through the server, and nothing about how it got there.
 
     admission ▶ decode threads ▶ batcher ▶ the engine's thread
-                             └─▶ straight through, where it is alone here
 
 One `Pipeline` serves both kinds: they share the bound on work, the decode threads and the engine's
 thread, and each has a batcher of its own. Everything here lives on one event loop.
 """
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from opentelemetry import trace
 
 from inference import observation
 from inference.admission import Admission
-from inference.batcher import Batched, Batcher
+from inference.batcher import Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
 from inference.errors import EngineMemoryError, InferenceError, UnsupportedError
 from inference.health import Health
@@ -45,8 +42,6 @@ class Limits:
         bulk_share: Part of the work that bulk is sure of while interactive items wait too.
         failures_allowed: Batches in a row that may fail before the engine counts as unhealthy.
         watchdog_s: A run that takes longer, in seconds, counts as hung.
-        straight: A picture that is alone here is run on the thread that decoded it, which spares
-            a lone caller two hand-overs between threads. For engines that any thread may call.
     """
 
     slots: int = 256
@@ -55,7 +50,6 @@ class Limits:
     bulk_share: float = 0.25
     failures_allowed: int = 2
     watchdog_s: float = 60.0
-    straight: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,27 +79,13 @@ class _Prepared:
     span: trace.Span
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """What a decoding thread made of an input; `run` is set where it ran the model as well."""
-
-    item: NDArray[Any]
-    run: Batched[Embedding | None] | None = None
-
-
 class _Path(Generic[In]):
-    """One kind of input: how it is prepared, its tower, and the tower's batcher."""
+    """One kind of input: how it is prepared, and the batcher of its tower."""
 
     def __init__(
-        self,
-        kind: str,
-        prepare: Callable[[In], NDArray[Any]],
-        embed: Callable[[Any], Embeddings],
-        batcher: Batcher[_Prepared, Embedding | None],
+        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding | None]
     ) -> None:
-        self.kind = kind
         self.prepare = prepare
-        self.embed = embed
         self.batcher = batcher
 
 
@@ -145,8 +125,6 @@ class Pipeline:
         self._engine_thread = LaneThreads(1, name="engine")
         # Held for every run of either tower: a batch is chosen when the thread is really free.
         self._turn = asyncio.Lock()
-        # The same between threads, for runs that went straight through.
-        self._engine_free = threading.Lock()
         self._images = self._path("image", preprocess, images)
         self._texts: _Path[str] | None = None
         if texts is not None:
@@ -244,16 +222,9 @@ class Pipeline:
             raise
         observed = Observation(lane)
         try:
-            decoded = await self._decoders.run(
-                partial(self._decode, path, data, observed.span), lane
-            )
-            item, batched = decoded.value.item, decoded.value.run
-            decode_s = decoded.ran_s - (0.0 if batched is None else batched.run_s)
-            observed.decoded(waited_s=decoded.waited_s, ran_s=decode_s)
-            if batched is None:
-                batched = await path.batcher.submit(_Prepared(item, observed.span), lane)
-            else:
-                self._health.succeeded()
+            decoded = await self._decoders.run(partial(path.prepare, data), lane)
+            observed.decoded(decoded)
+            batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
             embedding = _numbers(batched.value)
             observed.embedded(batched)
         except BaseException as error:
@@ -264,7 +235,7 @@ class Pipeline:
             observed.left()
         return Embedded(
             embedding=embedding,
-            decode_s=decode_s,
+            decode_s=decoded.ran_s,
             queue_s=decoded.waited_s + batched.queue_s,
             inference_s=batched.run_s,
             batch_size=batched.batch_size,
@@ -279,25 +250,7 @@ class Pipeline:
             bulk_share=self._limits.bulk_share,
             turn=self._turn,
         )
-        return _Path(kind, prepare, engine.embed, batcher)
-
-    def _decode(self, path: _Path[In], data: In, span: trace.Span) -> _Decoded:
-        """Prepares an input on a decoding thread, and runs it there if it is alone."""
-        item = path.prepare(data)
-        # With company the thread has more to decode, while the engine's own thread runs this.
-        alone = self._limits.straight and self._admission.inside == 1
-        if not (alone and self._engine_free.acquire(blocking=False)):
-            return _Decoded(item)
-        started = time.perf_counter()
-        try:
-            with observation.batch(path.kind, [span]):
-                (row,) = _rows(path.embed, [item])
-        except Exception:  # noqa: BLE001 - the batcher tries again, and knows what a failure means
-            return _Decoded(item)
-        finally:
-            self._engine_free.release()
-        run_s = time.perf_counter() - started
-        return _Decoded(item, Batched(value=row, queue_s=0.0, run_s=run_s, batch_size=1))
+        return _Path(prepare, batcher)
 
     async def _run(
         self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
@@ -309,9 +262,7 @@ class Pipeline:
         items = [prepared.item for prepared in batch]
         try:
             with observation.batch(kind, [prepared.span for prepared in batch]):
-                ran = await self._engine_thread.run(
-                    partial(self._exclusively, embed, items), abandon=True
-                )
+                ran = await self._engine_thread.run(partial(_rows, embed, items), abandon=True)
         except EngineMemoryError as error:
             if len(batch) == 1:  # a larger batch is split and tried again
                 self._health.failed(error)
@@ -323,12 +274,6 @@ class Pipeline:
             watchdog.cancel()
         self._health.succeeded()
         return ran.value
-
-    def _exclusively(
-        self, embed: Callable[[Any], Embeddings], items: Sequence[Any]
-    ) -> list[Embedding | None]:
-        with self._engine_free:
-            return _rows(embed, items)
 
     def _paths(self) -> "list[_Path[Any]]":
         return [self._images] if self._texts is None else [self._images, self._texts]

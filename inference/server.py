@@ -36,7 +36,7 @@ from inference.malformed import MalformedInterceptor
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
-from inference.providers import CPU, decode_threads
+from inference.providers import decode_threads
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
@@ -215,8 +215,6 @@ class RunningServer:
                 reserved_slots=settings.queue_size // 4,
                 decode_threads=settings.decode_threads or decode_threads(),
                 watchdog_s=settings.watchdog_s,
-                # A captured CUDA graph belongs to the thread that captured it.
-                straight=model.images.provider == CPU,
             ),
             on_health=self._on_health,
         )

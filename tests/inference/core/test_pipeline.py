@@ -274,101 +274,25 @@ async def test_pictures_and_texts_never_run_at_the_same_time(engine: GatedEngine
     assert lengths == [3]
 
 
-class Witness(GatedEngine):
-    """Remembers on which threads it ran."""
+async def test_a_decode_that_hangs_holds_up_neither_its_caller_nor_closing(
+    engine: GatedEngine,
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: list[str] = []
-
-    def embed(self, pixels: Sequence[Pixels] | Pixels) -> Embeddings:
-        self.threads.append(threading.current_thread().name.partition("-")[0])
-        return super().embed(pixels)
-
-
-STRAIGHT = {"straight": True, "decode_threads": 2}
-
-
-async def test_a_picture_that_is_alone_goes_straight_through() -> None:
-    engine = Witness()
-    pipeline = around(engine, limits=STRAIGHT)
-    async with running(pipeline):
-        one = await pipeline.embed(picture(3), INTERACTIVE)
-
-    assert engine.threads == ["decode"]
-    assert one.embedding[3] == 1.0
-    assert (one.batch_size, one.queue_s >= 0, one.decode_s >= 0) == (1, True, True)
-
-
-async def test_pictures_that_find_the_engine_at_work_wait_and_go_together() -> None:
-    engine = Witness()
-    pipeline = around(engine, limits=STRAIGHT)
-    async with running(pipeline):
-        first = await hold(engine, pipeline)
-        others = [asyncio.create_task(pipeline.embed(picture(n), BULK)) for n in (2, 3, 4, 5)]
-        # Some of them have the turn already: the engine's thread waits for the engine.
-        batcher = pipeline._images.batcher
-        await until(lambda: len(batcher._running) + batcher.waiting == 4)
-        engine.gate.set()
-        await asyncio.gather(first, *others)
-
-    assert engine.seen[0] == [1]
-    assert sorted(engine.computed) == [1, 2, 3, 4, 5]
-    assert engine.threads[0] == "decode"
-    assert set(engine.threads[1:]) == {"engine"}
-
-
-async def test_pictures_in_company_leave_the_engine_to_its_own_thread() -> None:
-    """One decoding thread must go on decoding while the engine runs."""
-    engine, gate = Witness(), threading.Event()
-
-    def wait_and_decode(data: bytes) -> Pixels:
+    def hang(data: bytes) -> Pixels:
+        entered.set()
         assert gate.wait(30)
         return decode(data)
 
-    limits = {"straight": True, "decode_threads": 1}
-    pipeline = around(engine, preprocess=wait_and_decode, limits=limits)
+    pipeline = around(engine, preprocess=hang)
     async with running(pipeline):
-        calls = [asyncio.create_task(pipeline.embed(picture(n), INTERACTIVE)) for n in (1, 2)]
-        await until(lambda: pipeline.inside == 2)
-        gate.set()
-        await asyncio.gather(*calls)
-
-    assert engine.threads[0] == "engine"
-
-
-async def test_a_failure_on_the_straight_way_is_left_to_the_batcher() -> None:
-    engine = Witness()
-    told: list[tuple[bool, str]] = []
-    pipeline = around(
-        engine,
-        limits=STRAIGHT | {"failures_allowed": 0},
-        on_health=lambda *flip: told.append(flip),
-    )
-    engine.failures = [ValueError("once")]
-    async with running(pipeline):
-        assert (await pipeline.embed(picture(2), INTERACTIVE)).embedding[2] == 1.0
-        assert told == []
-        engine.failures = [ValueError("once"), ValueError("twice")]
-        with pytest.raises(InferenceError):
-            await pipeline.embed(picture(2), INTERACTIVE)
-        assert [healthy for healthy, _ in told] == [False]
-        await pipeline.embed(picture(2), INTERACTIVE)
-
-    assert [healthy for healthy, _ in told] == [False, True]
-    assert engine.threads == ["decode", "engine", "decode", "engine", "decode"]
-
-
-async def test_a_straight_run_that_hangs_holds_up_neither_its_caller_nor_closing() -> None:
-    engine = Witness()
-    pipeline = around(engine, limits=STRAIGHT)
-    async with running(pipeline):
-        call = await hold(engine, pipeline)
+        call = asyncio.create_task(pipeline.embed(picture(1), INTERACTIVE))
+        await until(entered.is_set)
         async with asyncio.timeout(30):
             await pipeline.close(grace_s=0.0)
             with pytest.raises(ShuttingDownError):
                 await call
-    engine.gate.set()
+    gate.set()
 
 
 async def test_a_model_without_a_text_tower_says_so(engine: GatedEngine) -> None:
