@@ -123,7 +123,7 @@ def build(
 
 def _image_side(loaded: Checkpoint, folder: Path) -> _Side:
     drawn = list(pictures.drawn("verify", _VERIFY_PICTURES))
-    expected = verify.image_reference(loaded.image_tower, folder, drawn)
+    expected = verify.image_reference(loaded, folder, drawn)
 
     def batches() -> Iterator[NDArray[Any]]:
         pixels = [
@@ -136,7 +136,7 @@ def _image_side(loaded: Checkpoint, folder: Path) -> _Side:
     return _Side(
         title="image",
         file=IMAGE_TOWER,
-        module=ImageTower(loaded.image_tower, loaded.recipe),
+        module=ImageTower(loaded.image_tower, loaded.recipe, loaded.finder),
         layers=loaded.image_tower.vision_model.encoder.layers,
         input_name=PIXELS,
         batches=batches,

@@ -17,8 +17,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from exporter import locator
 from exporter.errors import ExportError, first_line
 from exporter.hub import BOTH_TOWERS, model_type
+from exporter.locator import Locator
 from exporter.preprocessing import Recipe
 from exporter.preprocessing import read as read_recipe
 
@@ -67,6 +69,7 @@ class Checkpoint:
 
     Attributes:
         image_tower: float32, in evaluation mode.
+        finder: Draws the map of a picture upright for the tower; None for a plain CLIP.
         recipe: How its pictures are prepared.
         text: Present where the checkpoint has a text tower and a tokeniser.
         has_text_tower: Whether it has the tower, if without a tokeniser.
@@ -74,6 +77,7 @@ class Checkpoint:
     """
 
     image_tower: CLIPVisionModelWithProjection
+    finder: Locator | None
     recipe: Recipe
     text: TextSide | None
     has_text_tower: bool
@@ -96,9 +100,12 @@ def load(folder: Path) -> Checkpoint:
     config = image_tower.config
     if config.num_channels != len(("red", "green", "blue")):
         raise ExportError(f"{folder}: its pictures have {config.num_channels} channels, not 3.")
+    finder = locator.load(folder)
+    image_size = config.image_size if finder is None else finder.settings.image_size
     return Checkpoint(
         image_tower=image_tower,
-        recipe=read_recipe(folder, image_size=config.image_size),
+        finder=finder,
+        recipe=read_recipe(folder, image_size=image_size),
         text=_load_text(folder) if has_text_tower else None,
         has_text_tower=has_text_tower,
         dimensions=config.projection_dim,

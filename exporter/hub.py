@@ -31,6 +31,7 @@ _WEIGHTS: Final = (
 _SMALL_FILES: Final = (
     CONFIG,
     MODEL_CARD,
+    "locator.safetensors",
     "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",

@@ -7,6 +7,7 @@ vector is one module, so that the graph cannot be cut at the wrong place.
 
 import warnings
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from exporter.errors import ExportError
+from exporter.locator import Locator
 from exporter.preprocessing import Recipe
 
 OPSET: Final = 18
@@ -41,24 +43,35 @@ class ImageTower(nn.Module):
     Args:
         tower: Computes in its own dtype; the scaling before and the norm after are float32.
         recipe: The scaling.
+        finder: Draws the map upright for the tower, in float32; None: the tower sees all.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, tower: CLIPVisionModelWithProjection, recipe: Recipe) -> None:
+    def __init__(
+        self, tower: CLIPVisionModelWithProjection, recipe: Recipe, finder: Locator | None = None
+    ) -> None:
         super().__init__()
-        self.config = tower.config
+        self.config = copy(tower.config)
+        self.config.image_size = recipe.preprocessing.image_size
         self.tower = tower
+        self.finder = finder
+        self.side = tower.config.image_size
         mean, std = (
             torch.tensor(value, dtype=torch.float64) for value in (recipe.mean, recipe.std)
         )
-        self.register_buffer("scale", (recipe.rescale / std).float()[:, None, None])
+        # What the finder reads and gives is 0..1 already.
+        rescale = recipe.rescale if finder is None else 1.0
+        self.register_buffer("scale", (rescale / std).float()[:, None, None])
         self.register_buffer("shift", (-mean / std).float()[:, None, None])
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Embeds pictures."""
-        scaled = pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        channels = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        if self.finder is not None:
+            channels = self.finder.upright(channels * (1 / 255), self.side)
+        scaled = channels * self.scale + self.shift
         vision = self.tower.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(scaled.to(self.tower.dtype)))
         *layers, last = vision.encoder.layers

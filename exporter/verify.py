@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
-from exporter.checkpoint import TextSide
+from exporter.checkpoint import Checkpoint, TextSide
 from exporter.errors import ExportError
 from inference.artifact import Artifact, Fidelity, Precision
 from inference.engine import EngineOptions, load_image_engine, load_text_engine
@@ -59,14 +59,12 @@ def check_image_tower(
     return _check("image", artifact, embeddings, lambda at: engine.embed(pixels[at]))
 
 
-def image_reference(
-    tower: CLIPVisionModelWithProjection, folder: Path, pictures: Sequence[bytes]
-) -> Embeddings:
+def image_reference(loaded: Checkpoint, folder: Path, pictures: Sequence[bytes]) -> Embeddings:
     """What the checkpoint makes of pictures, in PyTorch and with its own image processor.
 
     Args:
-        tower: The checkpoint's, in float32.
-        folder: The checkpoint, for `preprocessor_config.json`.
+        loaded: The checkpoint, in float32.
+        folder: Where it lies, for `preprocessor_config.json`.
         pictures: Encoded pictures.
 
     Returns:
@@ -80,8 +78,20 @@ def image_reference(
                 Image.open(io.BytesIO(data)) for data in pictures[first : first + _REFERENCE_BATCH]
             ]
             values = processor(images, return_tensors="pt")["pixel_values"]
-            rows.append(_unit(tower(pixel_values=values).image_embeds))
+            if loaded.finder is not None:
+                values = _upright(loaded, values)
+            rows.append(_unit(loaded.image_tower(pixel_values=values).image_embeds))
     return np.concatenate(rows)
+
+
+def _upright(loaded: Checkpoint, values: torch.Tensor) -> torch.Tensor:
+    """Lets the locator see plain colours, and the tower what it gives, scaled as before."""
+    assert loaded.finder is not None  # noqa: S101 (the caller asked)
+    mean, std = (
+        torch.tensor(each)[:, None, None] for each in (loaded.recipe.mean, loaded.recipe.std)
+    )
+    side = loaded.image_tower.config.image_size
+    return (loaded.finder.upright(values * std + mean, side) - mean) / std
 
 
 def check_text_tower(artifact: Artifact, embeddings: Embeddings, texts: Sequence[str]) -> Fidelity:

@@ -23,22 +23,23 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """The stream of maps; see `stream.Window`."""
+    """The stream of maps and their views; see `stream.Source` and `stream.Window`."""
 
-    window: int = 4096
-    refresh: int = 64
-    corpus_share: float = 0.3
+    window: int = 2048
+    refresh: int = 32
+    corpus_share: float = 0.5
     sibling_share: float = 0.25
+    queries: int = 3
+    lean: float = 0.6
     workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """Weights of the losses beside InfoNCE, whose weight is 1; see `losses`."""
+    """Weights of the tower's losses beside InfoNCE, whose weight is 1; see `losses`."""
 
     koleo: float = 0.05
     picture: float = 1.0
-    geometry: float = 0.5
     temperature: float = 0.07
 
 
@@ -58,18 +59,10 @@ class OptimiserSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSettings:
-    """How long, how hard, how often. ``minutes``, when above 0, decides instead of ``steps``.
-
-    A view's hardness is the limit of the moment times ``u ** lean``, u uniform in 0..1: a lean
-    below 1 makes more views hard.
-    """
+    """How long and how often. ``minutes``, when above 0, decides instead of ``steps``."""
 
     steps: int = 2000
     minutes: float = 0.0
-    mildest: float = 0.15
-    hardest: float = 1.0
-    hardest_at: float = 0.4
-    lean: float = 1.0
     log_every: int = 10
     validate_minutes: float = 6.0
     checkpoint_minutes: float = 3.0

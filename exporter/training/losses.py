@@ -1,4 +1,4 @@
-"""What the network is trained to do."""
+"""What the networks are trained to do."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from exporter.training.config import LossSettings
-from exporter.training.model import PICTURE_CELLS, Encoded, Network
-from exporter.training.views import Views
+from exporter.training.model import Encoded, Network
+
+FARTHEST = 1.6
+"""How far from the middle the locator looks for a corner; the picture's edge is at 1."""
 
 
-class Losses(NamedTuple):
-    """Scalars of one batch."""
+class LocatorLosses(NamedTuple):
+    """Scalars of one batch of the locator."""
+
+    total: Tensor
+    first: Tensor
+    """Mean distance of the first network's corners, where the picture is 2 wide."""
+
+    second: Tensor
+    """The same after the second network's correction."""
+
+    cells: Tensor
+    """The same for the opinions of single cells, both networks': a denser thing to learn from."""
+
+
+class TowerLosses(NamedTuple):
+    """Scalars of one batch of the tower."""
 
     total: Tensor
     contrast: Tensor
     koleo: Tensor
     picture: Tensor
-    geometry: Tensor
     accuracy: Tensor
     """Fraction of queries whose own archive view is the nearest in the batch."""
 
@@ -63,54 +78,40 @@ def koleo(embeddings: Tensor) -> Tensor:
     return -torch.log(distance + 1e-4).mean()
 
 
-def geometry_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Where is the map, and which part of it does each patch show?
+def corner_loss(found: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance between corners (..., 4, 2).
 
-    Args:
-        predicted: u, v and a logit of presence, ``float32`` (n, 3, cells, cells).
-        truth: u, v and presence, see `views.Views.geometry`.
+    Nobody can tell how far out of the picture a corner is, so the truth ends there.
     """
-    present = truth[:, 2]
-    presence = functional.binary_cross_entropy_with_logits(predicted[:, 2], present)
-    error = (predicted[:, :2] - truth[:, :2]).abs().sum(1)
-    return presence + (error * present).sum() / present.sum().clamp(min=1.0)
+    offset = found - truth.clamp(-FARTHEST, FARTHEST)
+    return (offset.square().sum(-1) + 1e-6).sqrt().mean()
 
 
-def total_loss(
+def tower_loss(
     network: Network,
-    maps: Tensor,
-    archive: tuple[Views, Encoded],
-    query: tuple[Views, Encoded],
+    small: Tensor,
+    archive: Encoded,
+    query: Encoded,
     weights: LossSettings,
-) -> Losses:
+) -> TowerLosses:
     """Weigh everything together.
 
     Args:
         network: Gives the temperature and the units of pixels.
-        maps: The rectified maps, ``float32`` (n, 3, h, w) in 0..1.
-        archive: The views as posted, and what the network says of them.
-        query: The views that search, and what the network says of them.
+        small: The maps, small: ``float32`` (n, 3, 16, 16) in 0..1.
+        archive: What the network says of the views as posted.
+        query: What the network says of the views that search.
         weights: Of the losses.
     """
-    (archive_views, archive_said), (query_views, query_said) = archive, query
-    archive_unit = functional.normalize(archive_said.embeddings, dim=1)
-    query_unit = functional.normalize(query_said.embeddings, dim=1)
+    archive_unit = functional.normalize(archive.embeddings, dim=1)
+    query_unit = functional.normalize(query.embeddings, dim=1)
     # Beyond 100 the loss only rewards confidence (Radford et al. clip it there as well).
     scale = network.log_scale.exp().clamp(max=100.0)
     contrast, accuracy = info_nce(query_unit, archive_unit, scale)
     spread = (koleo(archive_unit) + koleo(query_unit)) / 2
-    small = functional.interpolate(
-        network.normalise(maps), size=(PICTURE_CELLS, PICTURE_CELLS), mode="area"
-    )
+    truth = network.normalise(small)
     picture = (
-        functional.mse_loss(archive_said.pictures, small)
-        + functional.mse_loss(query_said.pictures, small)
+        functional.mse_loss(archive.pictures, truth) + functional.mse_loss(query.pictures, truth)
     ) / 2
-    geometry = (
-        geometry_loss(archive_said.geometry, archive_views.geometry)
-        + geometry_loss(query_said.geometry, query_views.geometry)
-    ) / 2
-    total = (
-        contrast + weights.koleo * spread + weights.picture * picture + weights.geometry * geometry
-    )
-    return Losses(total, contrast, spread, picture, geometry, accuracy)
+    total = contrast + weights.koleo * spread + weights.picture * picture
+    return TowerLosses(total, contrast, spread, picture, accuracy)

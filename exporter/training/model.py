@@ -1,4 +1,4 @@
-"""The vision tower, its training heads, and the folder that the exporter reads."""
+"""The vision tower, its training head, and the folder that the exporter reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from exporter import locator
+from exporter.locator import Locator
 from exporter.training.config import ModelSettings
+from exporter.training.stream import SMALL_SIDE
 
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 """CLIP's mean of RGB in 0..1 (A. Radford et al., 2021)."""
@@ -19,21 +22,15 @@ MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's standard deviation of RGB in 0..1."""
 
-PICTURE_CELLS: Final = 16
-"""Pixels along the small map that the training head predicts."""
-
 
 class Encoded(NamedTuple):
-    """What the network says about a batch of views."""
+    """What the network says about a batch of upright maps."""
 
     embeddings: Tensor
     """``float32`` (n, dimensions), not normalised: what the exporter's model also yields."""
 
     pictures: Tensor
     """``float32`` (n, 3, 16, 16): the map as the embedding remembers it, in CLIP's units."""
-
-    geometry: Tensor
-    """``float32`` (n, 3, cells, cells): u, v and a logit of presence per patch."""
 
 
 def build_tower(settings: ModelSettings) -> CLIPVisionModelWithProjection:
@@ -55,25 +52,20 @@ def build_tower(settings: ModelSettings) -> CLIPVisionModelWithProjection:
 
 
 class Network(nn.Module):
-    """The tower and the heads that only training needs.
+    """The tower and the head that only training needs.
 
-    From random weights, the pull of a contrastive loss alone says little about where in a view the
-    map is. Two dense tasks say it at once: each patch tells which part of the map it shows, and the
-    embedding must hold the rectified map itself, small. Both heads are linear, so that the tower
-    has to do the work, and both are thrown away afterwards.
+    A contrastive loss alone says little at first, from random weights. That the embedding must hold
+    the map itself, small, says a lot at once. The head is linear, so that the tower has to do the
+    work, and it is thrown away afterwards.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, settings: ModelSettings, temperature: float) -> None:
+    def __init__(self, tower: CLIPVisionModelWithProjection, temperature: float) -> None:
         super().__init__()
-        self.tower = build_tower(settings)
-        self.cells = settings.image_size // settings.patch_size
-        self.picture_head = nn.Linear(settings.dimensions, 3 * PICTURE_CELLS**2)
-        self.geometry_head = nn.Sequential(
-            nn.LayerNorm(settings.hidden_size), nn.Linear(settings.hidden_size, 3)
-        )
+        self.tower = tower
+        self.picture_head = nn.Linear(tower.config.projection_dim, 3 * SMALL_SIDE**2)
         self.log_scale = nn.Parameter(torch.tensor(1.0 / temperature).log())
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
@@ -83,21 +75,14 @@ class Network(nn.Module):
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Encoded:
-        """Encode views, ``float32`` (n, 3, side, side) in 0..1."""
-        output = self.tower(pixel_values=self.normalise(pixels))
-        embeddings = output.image_embeds.float()
-        pictures = self.picture_head(embeddings)
-        patches = output.last_hidden_state[:, 1:].float()
-        geometry = self.geometry_head(patches).transpose(1, 2)
-        return Encoded(
-            embeddings,
-            pictures.float().view(-1, 3, PICTURE_CELLS, PICTURE_CELLS),
-            geometry.float().reshape(len(pixels), 3, self.cells, self.cells),
-        )
+        """Encode upright maps, ``float32`` (n, 3, side, side) in 0..1."""
+        embeddings = self.tower(pixel_values=self.normalise(pixels)).image_embeds.float()
+        pictures = self.picture_head(embeddings).float()
+        return Encoded(embeddings, pictures.view(-1, 3, SMALL_SIDE, SMALL_SIDE))
 
 
-def save_folder(tower: CLIPVisionModelWithProjection, folder: Path) -> None:
-    """Write a Hugging Face folder: config, safetensors, and how to prepare a picture.
+def save_folder(tower: CLIPVisionModelWithProjection, finder: Locator | None, folder: Path) -> None:
+    """Write a Hugging Face folder: config, safetensors, how to prepare a picture, the locator.
 
     The folder is replaced as a whole, so that a reader never sees half of one.
     """
@@ -109,6 +94,9 @@ def save_folder(tower: CLIPVisionModelWithProjection, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     tower.save_pretrained(partial)
     side = tower.config.image_size
+    if finder is not None:
+        locator.save(finder, partial)
+        side = finder.settings.image_size
     CLIPImageProcessor(
         do_resize=True,
         size={"height": side, "width": side},

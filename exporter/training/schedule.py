@@ -1,4 +1,4 @@
-"""How far a run is, and what follows from that: learning rate and hardness."""
+"""How far a run is, and the learning rate that follows from that."""
 
 from __future__ import annotations
 
@@ -52,9 +52,3 @@ def learning_rate(settings: OptimiserSettings, fraction: float) -> float:
         return settings.learning_rate * max(0.02, fraction / settings.warmup)
     at = (fraction - settings.warmup) / (1 - settings.warmup)
     return settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * at)) / 2)
-
-
-def hardest(settings: ScheduleSettings, fraction: float) -> float:
-    """The hardness of the hardest views at this point of the run; see `views`."""
-    at = min(1.0, fraction / max(settings.hardest_at, 1e-6))
-    return settings.mildest + (settings.hardest - settings.mildest) * at

@@ -1,7 +1,7 @@
-"""The training pictures: an endless, numbered stream of maps, and a window that slides along it.
+"""The training pictures: an endless, numbered stream of maps with views, and a window along it.
 
 Item k is a pure function of k and of the source, so a run that resumes at any step rebuilds exactly
-the window that it had, and no picture is ever stored. A worker process draws ahead, which keeps the
+the window that it had, and no picture is ever stored. Worker processes draw ahead, which keeps the
 interpreter of the training process free.
 """
 
@@ -14,52 +14,68 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from exporter.training import art, corpus, mapart
+from exporter.training import art, corpus, mapart, views
 
-SIDE: Final = 128
-"""Pixels along a stored map, whatever its wall's shape: the model squashes pictures as well."""
+SMALL_SIDE: Final = 16
+"""Pixels along the small map that the tower's training head predicts."""
 
-_CHUNK: Final = 32
-_AHEAD: Final = 24
+_CHUNK: Final = 16
+_AHEAD: Final = 16
 """Chunks in flight: several steps' worth, so that a slow chunk starves nobody."""
 
+_VIEWS_SEED: Final = 0x7669_6577
 
-class Maps(NamedTuple):
-    """A batch of maps."""
+
+class Examples(NamedTuple):
+    """Maps with views of each. The first view is one as posted, the others are searched with."""
 
     pixels: npt.NDArray[np.uint8]
-    """Shape (n, 128, 128, 3), RGB, squashed to a square."""
+    """Shape (n, views, side, side, 3), RGB."""
 
-    aspects: npt.NDArray[np.float32]
-    """Width over height of each wall, shape (n,)."""
+    corners: npt.NDArray[np.float32]
+    """Shape (n, views, 4, 2), see `views.View`."""
+
+    small: npt.NDArray[np.uint8]
+    """The maps themselves, squashed and small: (n, 16, 16, 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the stream's pictures come from."""
+    """Where the stream's pictures come from, and how they are seen."""
 
     seed: int
     """Separates streams: training, validation."""
 
-    corpus: Path | None = None
-    """A cache of `corpus.build`, or procedural art only."""
+    corpora: tuple[Path, ...] = ()
+    """Caches of `corpus.build`; procedural art only where there are none."""
 
-    corpus_share: float = 0.3
-    """Fraction of the pictures that come from the corpus."""
+    corpus_share: float = 0.5
+    """Fraction of the pictures that come from the corpora."""
 
     corpus_part: tuple[float, float] = (0.0, 0.9)
-    """Which part of the corpus, so that validation sees pictures that training never does."""
+    """Which part of each corpus, so that validation sees pictures that training never does."""
 
     sibling_share: float = 0.25
     """Fraction of odd items that are crops or recolourings of the item before: hard negatives."""
+
+    side: int = 192
+    """Pixels along a view."""
+
+    queries: int = 3
+    """Views of each map to search with, beside the one as posted."""
+
+    lean: float = 0.6
+    """A view's hardness is u ** lean, u uniform in 0..1: below 1, more views are hard."""
 
 
 def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
@@ -74,23 +90,14 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     return mapart.quantise(picture, *mapart.random_style(rng))
 
 
-def item(source: Source, index: int) -> tuple[npt.NDArray[np.uint8], float]:
-    """Draw item ``index`` squashed to (128, 128, 3), and give the wall's width over height."""
-    pixels = wall(source, index)
-    height, width = pixels.shape[:2]
-    if (width, height) != (SIDE, SIDE):
-        pixels = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
-    return pixels, width / height
-
-
 def _picture(source: Source, index: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Draw the picture of an item before it becomes a map, at its wall's size."""
     shape = mapart.random_shape(rng)
     size = (shape[0] * mapart.MAP_SIDE, shape[1] * mapart.MAP_SIDE)
-    if source.corpus is None or rng.random() >= source.corpus_share:
+    if not source.corpora or rng.random() >= source.corpus_share:
         # Streams with different seeds must not share pictures: validation relies on it.
         return art.draw(source.seed * 1_000_000_007 + index, size)
-    pictures = corpus.load(source.corpus)
+    pictures = corpus.load(source.corpora[int(rng.integers(len(source.corpora)))])
     low, high = (round(edge * len(pictures)) for edge in source.corpus_part)
     chosen = Image.fromarray(pictures[int(rng.integers(low, high))])
     if rng.random() < 0.5:
@@ -123,11 +130,45 @@ def _variant(rng: np.random.Generator, picture: npt.NDArray[np.uint8]) -> npt.ND
     return np.asarray(image.resize(image.size, Image.Resampling.BICUBIC, box))
 
 
-def draw_items(source: Source, indices: Sequence[int]) -> Maps:
-    """Draw several items."""
-    drawn = [item(source, index) for index in indices]
-    pixels = np.stack([picture for picture, _ in drawn])
-    return Maps(pixels, np.array([aspect for _, aspect in drawn], np.float32))
+def draw_examples(source: Source, indices: Sequence[int]) -> Examples:
+    """Draw several items with their views."""
+    cv2.setNumThreads(1)  # a worker has one core
+    walls = [wall(source, index) for index in indices]
+    textures = _textures(source.seed)
+    pixels, corners = [], []
+    for at, index in enumerate(indices):
+        rng = np.random.default_rng([source.seed, index, _VIEWS_SEED])
+        # Neighbours on the wall come from the same chunk; which they are does not matter.
+        others = [walls[(at + step) % len(walls)] for step in (3, 5)]
+        maps = [walls[at], *(other for other in others if other is not walls[at])]
+        drawn = [views.archive(rng, maps, textures, source.side)]
+        for _ in range(source.queries):
+            hardness = float(rng.random() ** source.lean)
+            drawn.append(views.degrade(rng, maps, textures, source.side, hardness))
+        pixels.append(np.stack([view.pixels for view in drawn]))
+        corners.append(np.stack([view.corners for view in drawn]))
+    small = [
+        cv2.resize(pixels, (SMALL_SIDE, SMALL_SIDE), interpolation=cv2.INTER_AREA)
+        for pixels in walls
+    ]
+    return Examples(np.stack(pixels), np.stack(corners), np.stack(small).astype(np.uint8))
+
+
+def _vary(rng: np.random.Generator, examples: Examples) -> None:
+    """Mirror and recolour items, all views of one alike, in place: other maps for nothing."""
+    for pixels, corners, small in zip(*examples, strict=True):
+        if rng.random() < 0.5:
+            pixels[:] = pixels[:, :, ::-1].copy()
+            small[:] = small[:, ::-1].copy()
+            corners[:] = corners[:, [1, 0, 3, 2]] * (-1, 1)
+        if rng.random() < 0.3:
+            order = rng.permutation(3)
+            pixels[:], small[:] = pixels[..., order], small[..., order]
+
+
+@cache
+def _textures(seed: int) -> views.Textures:
+    return views.Textures(seed)
 
 
 def _be_nice() -> None:
@@ -141,7 +182,7 @@ class Window:
     Args:
         source: The stream.
         size: Items in the window; even.
-        refresh: New items a step; even. Every picture is seen about ``batch / refresh`` times.
+        refresh: New items a step; even. Every item is sampled about ``batch / refresh`` times.
         step: Where to start, for a run that resumes.
         workers: Drawing processes; 0 draws in this process.
     """
@@ -157,7 +198,7 @@ class Window:
         # Divides both, so that chunks end exactly where windows end and never overwrite an item
         # that is still in use.
         self._chunk = math.gcd(size, refresh, _CHUNK)
-        self._ahead: deque[Future[Maps]] = deque()
+        self._ahead: deque[Future[Examples]] = deque()
         self._executor = None
         if workers:
             # spawn: forking a process that runs torch's threads can deadlock.
@@ -166,8 +207,12 @@ class Window:
         self._start = step * refresh
         self._requested = self._start
         self._received = self._start
-        self._pixels = np.zeros((size, SIDE, SIDE, 3), np.uint8)
-        self._aspects = np.ones(size, np.float32)
+        views_each, side = 1 + source.queries, source.side
+        self._ring = Examples(
+            np.zeros((size, views_each, side, side, 3), np.uint8),
+            np.zeros((size, views_each, 4, 2), np.float32),
+            np.zeros((size, SMALL_SIDE, SMALL_SIDE, 3), np.uint8),
+        )
         self._receive_until(self._start + size)
 
     def advance(self) -> None:
@@ -175,11 +220,20 @@ class Window:
         self._start += self._refresh
         self._receive_until(self._start + self._size)
 
-    def sample(self, rng: np.random.Generator, count: int) -> Maps:
-        """Pick ``count`` distinct items (even), each even item with the odd one that follows."""
+    def sample(self, rng: np.random.Generator, count: int) -> Examples:
+        """Pick ``count`` distinct items (even), each even item with the odd one that follows.
+
+        Returns:
+            Two views of each: the one as posted, and one of the others.
+        """
         pairs = rng.choice(self._size // 2, count // 2, replace=False) * 2 + self._start
         slots = np.stack([pairs, pairs + 1], axis=1).reshape(-1) % self._size
-        return Maps(self._pixels[slots], self._aspects[slots])
+        query = rng.integers(1, 1 + self._source.queries, count)
+        chosen = np.stack([np.zeros_like(query), query], axis=1)
+        at = slots[:, None], chosen
+        picked = Examples(self._ring.pixels[at], self._ring.corners[at], self._ring.small[slots])
+        _vary(rng, picked)
+        return picked
 
     def close(self) -> None:
         """Stop the workers and drop what they were drawing."""
@@ -201,11 +255,12 @@ class Window:
         """Fill the ring up to item ``end``, keeping the workers ahead of it."""
         while self._received < end:
             self._request()
-            maps = self._ahead.popleft().result()
-            slots = (self._received + np.arange(len(maps.pixels))) % self._size
-            self._pixels[slots] = maps.pixels
-            self._aspects[slots] = maps.aspects
-            self._received += len(maps.pixels)
+            drawn = self._ahead.popleft().result()
+            slots = (self._received + np.arange(len(drawn.small))) % self._size
+            self._ring.pixels[slots] = drawn.pixels
+            self._ring.corners[slots] = drawn.corners
+            self._ring.small[slots] = drawn.small
+            self._received += len(drawn.small)
 
     def _request(self) -> None:
         """Ask for chunks until enough are in flight."""
@@ -213,8 +268,8 @@ class Window:
             indices = range(self._requested, self._requested + self._chunk)
             self._requested += self._chunk
             if self._executor is None:
-                done: Future[Maps] = Future()
-                done.set_result(draw_items(self._source, indices))
+                done: Future[Examples] = Future()
+                done.set_result(draw_examples(self._source, indices))
                 self._ahead.append(done)
             else:
-                self._ahead.append(self._executor.submit(draw_items, self._source, indices))
+                self._ahead.append(self._executor.submit(draw_examples, self._source, indices))

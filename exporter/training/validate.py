@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 
+from exporter import locator
+from exporter.locator import Locator
 from exporter.training import scenes
 from exporter.training.model import MEAN, STD
 from exporter.training.stream import Source, wall
@@ -70,17 +72,17 @@ class ValidationSet:
 
 
 def draw(
-    count: int, side: int = 128, corpus: Path | None = None, *, workers: int = 1
+    count: int, side: int = 192, corpora: tuple[Path, ...] = (), *, workers: int = 1
 ) -> ValidationSet:
     """Draw the pictures of the first ``count`` held-out maps.
 
     Args:
         count: Number of maps.
         side: Pixels along a picture: the model's image size.
-        corpus: A cache of `corpus.build`; its last tenth is held out.
+        corpora: Caches of `corpus.build`; the last tenth of each is held out.
         workers: Drawing processes.
     """
-    source = Source(seed=_SEED, corpus=corpus, corpus_part=(0.9, 1.0), sibling_share=0.1)
+    source = Source(seed=_SEED, corpora=corpora, corpus_part=(0.9, 1.0), sibling_share=0.1)
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(partial(_draw_one, source, side), range(count), chunksize=4))
     stacked = {key: np.stack([pictures[key] for pictures in drawn]) for key in drawn[0]}
@@ -106,42 +108,42 @@ def squash(image: Image.Image, side: int) -> Pixels:
 
 
 def embed(
-    tower: CLIPVisionModelWithProjection, pixels: Pixels, device: torch.device, batch: int = 128
+    tower: CLIPVisionModelWithProjection, finder: Locator | None, pixels: Pixels, batch: int = 64
 ) -> Tensor:
     """Embed pictures of the model's size: unit vectors, ``float32`` (n, dimensions)."""
+    device = next(tower.parameters()).device
     mean = torch.tensor(MEAN, device=device)[:, None, None]
     std = torch.tensor(STD, device=device)[:, None, None]
     vectors = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
             part = torch.tensor(pixels[start : start + batch], device=device)
-            prepared = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
-            embeds = tower(pixel_values=prepared).image_embeds
+            scaled = part.permute(0, 3, 1, 2).float() / 255
+            if finder is not None:
+                scaled = finder.upright(scaled, tower.config.image_size)
+            embeds = tower(pixel_values=(scaled - mean) / std).image_embeds
             vectors.append(functional.normalize(embeds.float(), dim=1))
     return torch.cat(vectors)
 
 
 def recall(
-    tower: CLIPVisionModelWithProjection, pictures: ValidationSet, device: torch.device
+    tower: CLIPVisionModelWithProjection, finder: Locator | None, pictures: ValidationSet
 ) -> dict[str, float]:
     """Measure how often a query's own map comes first, and among the first three.
 
     Returns:
         ``"<query>/<gallery>@<k>"`` to a fraction of the queries.
     """
-    training = tower.training
-    tower.train(mode=False)
-    galleries = {name: embed(tower, pixels, device) for name, pixels in pictures.galleries.items()}
+    galleries = {name: embed(tower, finder, each) for name, each in pictures.galleries.items()}
     scores: dict[str, float] = {}
     for query, pixels in pictures.queries.items():
-        vectors = embed(tower, pixels, device)
-        own = torch.arange(len(vectors), device=device)[:, None]
+        vectors = embed(tower, finder, pixels)
+        own = torch.arange(len(vectors), device=vectors.device)[:, None]
         for gallery, archive in galleries.items():
             first = (vectors @ archive.T).topk(3, dim=1).indices == own
             for k in (1, 3):
                 found = first[:, :k].any(1).float().mean()
                 scores[f"{query}/{gallery}@{k}"] = round(float(found), 4)
-    tower.train(mode=training)
     return scores
 
 
@@ -156,17 +158,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pictures", type=Path, required=True, metavar="NPZ", help="drawn there if it is not there"
     )
     add("--maps", type=int, default=500, help="how many maps to draw (default: %(default)s)")
-    add("--corpus", type=Path, metavar="NPY", help="pictures cached by exporter.training.corpus")
+    add(
+        "--corpus",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="NPY",
+        help="pictures cached by exporter.training.corpus; may be given several times",
+    )
     add("--workers", type=int, default=os.cpu_count() or 1, help="drawing processes")
     add("--model", type=Path, metavar="DIR", help="a Hugging Face folder to measure")
     arguments = parser.parse_args(argv)
     if not arguments.pictures.exists():
-        drawn = draw(arguments.maps, corpus=arguments.corpus, workers=arguments.workers)
+        drawn = draw(arguments.maps, corpora=tuple(arguments.corpus), workers=arguments.workers)
         drawn.save(arguments.pictures)
     if arguments.model is not None:
-        tower = CLIPVisionModelWithProjection.from_pretrained(arguments.model)
+        tower = CLIPVisionModelWithProjection.from_pretrained(arguments.model).eval()
         pictures = ValidationSet.load(arguments.pictures)
-        scores = recall(tower, pictures, torch.device("cpu"))
+        scores = recall(tower, locator.load(arguments.model), pictures)
         sys.stdout.write(json.dumps(scores, indent=2) + "\n")
     return 0
 

@@ -36,7 +36,7 @@ def judged(vision_checkpoint: Path, tmp_path: Path) -> Callable[..., Any]:
     ) -> Any:
         loaded = checkpoint.load(folder)
         drawn = list(pictures.drawn("verify", 10))
-        expected = verify.image_reference(loaded.image_tower, folder, drawn)
+        expected = verify.image_reference(loaded, folder, drawn)
 
         class Wrong(ImageTower):
             def forward(self, pixels: Any) -> dict[str, Any]:
@@ -131,6 +131,6 @@ def test_the_bars_rise_with_the_precision() -> None:
 def test_the_reference_is_pytorch_itself(vision_checkpoint: Path) -> None:
     loaded = checkpoint.load(vision_checkpoint)
     drawn = list(pictures.drawn("verify", 9))
-    embeddings = verify.image_reference(loaded.image_tower, vision_checkpoint, drawn)
+    embeddings = verify.image_reference(loaded, vision_checkpoint, drawn)
     assert embeddings.shape == (9, 24)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)

@@ -4,20 +4,22 @@ import pytest
 
 from exporter.training import config
 from exporter.training.config import OptimiserSettings, ScheduleSettings
-from exporter.training.schedule import Progress, hardest, learning_rate
+from exporter.training.schedule import Progress, learning_rate
 
-BUNDLED = Path(config.__file__).with_name("bundled.toml")
+FOLDER = Path(config.__file__).parent
+TOWER = FOLDER / "tower.toml"
 
 
-def test_the_bundled_settings_load() -> None:
-    settings = config.load(BUNDLED)
+@pytest.mark.parametrize("part", ["locator", "tower"])
+def test_the_bundled_settings_load(part: str) -> None:
+    settings = config.load(FOLDER / f"{part}.toml")
 
     assert settings.model.dimensions == 512
     assert settings.schedule.minutes > 0
 
 
 def test_settings_survive_a_round_trip() -> None:
-    settings = config.load(BUNDLED)
+    settings = config.load(TOWER)
 
     assert config.from_dict(settings.as_dict()) == settings
 
@@ -34,13 +36,6 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
     assert learning_rate(settings, 0.05) == pytest.approx(0.5)
     assert learning_rate(settings, 0.1) == pytest.approx(1.0)
     assert learning_rate(settings, 1.0) == pytest.approx(0.01)
-
-
-def test_views_get_harder_until_they_are_at_their_hardest() -> None:
-    settings = ScheduleSettings(mildest=0.2, hardest=0.8, hardest_at=0.5)
-
-    shares = (0.0, 0.25, 0.5, 0.9)
-    assert [hardest(settings, at) for at in shares] == pytest.approx([0.2, 0.5, 0.8, 0.8])
 
 
 def test_a_budget_of_minutes_ignores_time_spent_stopped() -> None:

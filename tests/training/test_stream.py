@@ -1,24 +1,28 @@
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("cv2")
+
 from exporter.training import corpus, stream
 from exporter.training.stream import Source, Window
 
-SOURCE = Source(seed=3)
+pytestmark = pytest.mark.exporter
+
+SOURCE = Source(seed=3, side=48, queries=2)
 
 
 def test_a_window_slides_along_the_stream() -> None:
     with Window(SOURCE, size=8, refresh=4, workers=0) as window:
         window.advance()
         window.advance()
-        seen = window.sample(np.random.default_rng(0), 8)
-    expected = stream.draw_items(SOURCE, range(8, 16))
+        held = {small.tobytes() for small in window._ring.small}
+    expected = stream.draw_examples(SOURCE, range(8, 16))
 
-    found = {picture.tobytes() for picture in seen.pixels}
-    assert found == {picture.tobytes() for picture in expected.pixels}
+    assert held == {small.tobytes() for small in expected.small}
 
 
 def test_a_resumed_window_is_the_one_that_was_left() -> None:
@@ -30,25 +34,42 @@ def test_a_resumed_window_is_the_one_that_was_left() -> None:
         resumed = window.sample(np.random.default_rng(5), 4)
 
     assert np.array_equal(went_on.pixels, resumed.pixels)
-    assert np.array_equal(went_on.aspects, resumed.aspects)
+    assert np.array_equal(went_on.corners, resumed.corners)
 
 
 def test_siblings_are_drawn_together_and_differ() -> None:
     source = Source(seed=3, sibling_share=1.0)
-    with Window(source, size=8, refresh=4, workers=0) as window:
-        batch = window.sample(np.random.default_rng(0), 4)
-
     for even in (0, 2):
-        pair = batch.pixels[even], batch.pixels[even + 1]
-        assert batch.aspects[even] == batch.aspects[even + 1]
-        assert not np.array_equal(*pair)
+        one, other = stream.wall(source, even), stream.wall(source, even + 1)
+        assert one.shape == other.shape
+        assert not np.array_equal(one, other)
 
 
 def test_streams_of_different_seeds_share_no_pictures() -> None:
-    ours = stream.draw_items(Source(seed=1, sibling_share=0), range(6)).pixels
-    theirs = stream.draw_items(Source(seed=2, sibling_share=0), range(6)).pixels
+    ours, theirs = (
+        {stream.wall(Source(seed=seed, sibling_share=0), index).tobytes() for index in range(6)}
+        for seed in (1, 2)
+    )
+    assert not ours & theirs
 
-    assert not {p.tobytes() for p in ours} & {p.tobytes() for p in theirs}
+
+def test_a_mirrored_item_keeps_its_corners_at_its_map() -> None:
+    before = stream.draw_examples(SOURCE, range(4))
+    mirrored = 0
+    for seed in range(6):
+        varied = deepcopy(before)
+        stream._vary(np.random.default_rng(seed), varied)
+        for item in range(4):
+            if np.array_equal(varied.corners[item], before.corners[item]):
+                continue
+            mirrored += 1
+            # The upper left of the mirrored map is where the upper right was, seen from behind.
+            assert np.allclose(varied.corners[item, :, 0, 0], -before.corners[item, :, 1, 0])
+            assert np.allclose(varied.corners[item, :, 3, 1], before.corners[item, :, 2, 1])
+            assert np.array_equal(
+                varied.pixels[item].sum(-1), before.pixels[item, :, :, ::-1].sum(-1)
+            )
+    assert mirrored > 4
 
 
 def test_an_odd_window_is_refused() -> None:
@@ -79,7 +100,7 @@ def test_a_corpus_leaves_out_what_is_of_no_use(cache: Path) -> None:
 
 def test_training_never_sees_the_held_out_part_of_a_corpus(cache: Path) -> None:
     pictures = corpus.load(cache)
-    source = Source(seed=1, corpus=cache, corpus_share=1.0, corpus_part=(0.0, 0.9))
+    source = Source(seed=1, corpora=(cache,), corpus_share=1.0, corpus_part=(0.0, 0.9))
     brightest = [
         stream._picture(source, index, np.random.default_rng(index)).max() for index in range(40)
     ]

@@ -1,0 +1,150 @@
+"""The two things that are trained, one after the other: the locator, then the tower.
+
+The tower learns from maps as the trained locator finds them, with all its errors.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from exporter import locator
+from exporter.locator import Locator, LocatorSettings
+from exporter.training import validate
+from exporter.training.config import Settings
+from exporter.training.losses import LocatorLosses, TowerLosses, corner_loss, tower_loss
+from exporter.training.model import Network, build_tower, save_folder
+
+
+class Batch(NamedTuple):
+    """Examples as tensors on the device."""
+
+    pixels: Tensor
+    """``float32`` (n, 2, 3, side, side) in 0..1: as posted, and to search with."""
+
+    corners: Tensor
+    """``float32`` (n, 2, 4, 2)."""
+
+    small: Tensor
+    """``float32`` (n, 3, 16, 16) in 0..1."""
+
+
+class Task(Protocol):
+    """Something that is trained.
+
+    Attributes:
+        module: What the optimiser changes.
+        average: The part of it that is shipped, averaged over the steps.
+    """
+
+    module: nn.Module
+    average: nn.Module
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the module that `average` follows."""
+        ...
+
+    def losses(self, batch: Batch) -> LocatorLosses | TowerLosses:
+        """Scalars of one batch, ``total`` first."""
+        ...
+
+    def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
+        """Measure the averaged weights."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        ...
+
+
+class LocatorTask:
+    """Trains the locator; the tower of the start goes into the folder as it is."""
+
+    def __init__(self, settings: Settings, start: Path | None, device: torch.device) -> None:
+        found = None if start is None else locator.load(start)
+        self.module = (found or Locator(LocatorSettings())).to(device).train()
+        self.average = deepcopy(self.module).requires_grad_(requires_grad=False).eval()
+        self._tower = _tower(settings, start).to(device).eval()
+
+    @property
+    def trained(self) -> nn.Module:
+        """All of it."""
+        return self.module
+
+    def losses(self, batch: Batch) -> LocatorLosses:
+        """How far off the corners are."""
+        truth = batch.corners.flatten(0, 1)
+        (first, opinions), (second, later) = self.module.steps(batch.pixels.flatten(0, 1))
+        losses = corner_loss(first, truth), corner_loss(second, truth)
+        cells = corner_loss(opinions, truth[:, None]) + corner_loss(later, truth[:, None])
+        return LocatorLosses(losses[0] + losses[1] + 0.25 * cells, *losses, cells)
+
+    def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
+        """Recall with the tower as it is."""
+        return validate.recall(self._tower, self.average, pictures)
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        save_folder(self._tower, self.average, folder)
+
+
+class TowerTask:
+    """Trains the tower behind the locator of the start, which stays as it is."""
+
+    def __init__(self, settings: Settings, start: Path | None, device: torch.device) -> None:
+        if start is None or (finder := locator.load(start)) is None:
+            raise ValueError(
+                "The tower learns behind a locator: train that first, and give its checkpoint "
+                "folder with --start."
+            )
+        self._finder = finder.to(device).requires_grad_(requires_grad=False)
+        self._weights = settings.loss
+        tower = _tower(settings, start)
+        self.module = Network(tower, settings.loss.temperature).to(device).train()
+        self.average = deepcopy(self.module.tower).requires_grad_(requires_grad=False).eval()
+
+    @property
+    def trained(self) -> nn.Module:
+        """The tower without the training head."""
+        return self.module.tower
+
+    def losses(self, batch: Batch) -> TowerLosses:
+        """Whether views of the same map lie together and others do not."""
+        count, side = len(batch.pixels), self.module.tower.config.image_size
+        with torch.no_grad():
+            maps = self._finder.upright(batch.pixels.flatten(0, 1), side)
+        said = self.module(maps)
+        archive, query = (
+            type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))
+            for which in (0, 1)
+        )
+        return tower_loss(self.module, batch.small, archive, query, self._weights)
+
+    def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
+        """Recall of the whole."""
+        return validate.recall(self.average, self._finder, pictures)
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        save_folder(self.average, self._finder, folder)
+
+
+TASKS: dict[str, type[LocatorTask | TowerTask]] = {"locator": LocatorTask, "tower": TowerTask}
+
+
+def _tower(settings: Settings, start: Path | None) -> CLIPVisionModelWithProjection:
+    """The tower of a checkpoint folder, if it is of the wanted shape, else a fresh one."""
+    fresh = build_tower(settings.model)
+    if start is None:
+        return fresh
+    found = CLIPVisionModelWithProjection.from_pretrained(start)
+    same = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "projection_dim")
+    if any(getattr(found.config, name) != getattr(fresh.config, name) for name in same):
+        return fresh
+    return found

@@ -1,0 +1,119 @@
+"""The game's interface over the picture: hotbar, chat, crosshair, debug text, the player's hand."""
+
+from __future__ import annotations
+
+import string
+
+import cv2
+import numpy as np
+
+from exporter.training.views.wall import Pixels
+
+_LETTERS = np.array(list(string.ascii_letters + string.digits + "     .,:!<>[]"))
+_FONTS = (cv2.FONT_HERSHEY_PLAIN, cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX)
+
+
+def draw(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
+    """Draw what the game shows on top, in place, and return it."""
+    if rng.random() < 0.35 * hardness:
+        _hand(rng, picture)
+    if rng.random() < 0.25 * hardness:
+        _bodies(rng, picture)
+    if rng.random() < 0.25 + 0.6 * hardness:
+        _hotbar(rng, picture)
+        _crosshair(picture)
+    if rng.random() < 0.05 + 0.4 * hardness:
+        rows = int(rng.integers(1, 9))
+        _text(rng, picture, rows, (0.0, rng.uniform(0.45, 0.8)), back=rng.random() < 0.8)
+    if rng.random() < 0.12 * hardness:
+        _text(rng, picture, int(rng.integers(4, 18)), (0.0, 0.0), back=True)
+    if rng.random() < 0.1 * hardness:  # a scoreboard, a label, a watermark
+        at = (rng.uniform(0.5, 0.85), rng.uniform(0.1, 0.8))
+        _text(rng, picture, int(rng.integers(1, 8)), at, back=rng.random() < 0.5)
+    return picture
+
+
+def _hotbar(rng: np.random.Generator, picture: Pixels) -> None:
+    """Nine slots, hearts, food and experience; 182 by 22 of the interface's pixels."""
+    height, width = picture.shape[:2]
+    unit = min(rng.uniform(0.2, 0.52) * height * 16 / 9, width * 0.98) / 182
+    wide, tall = round(182 * unit), max(4, round(22 * unit))
+    left, top = (width - wide) // 2, height - tall
+    bar = picture[top:, left : left + wide]
+    bar[:] = bar * 0.35 + 45
+    slot = wide / 9
+    for number in range(9):
+        first = round(left + number * slot)
+        edge = (190, 190, 190) if number == 4 else (110, 110, 110)
+        cv2.rectangle(picture, (first, top), (round(first + slot) - 1, height - 1), edge, 1)
+        if rng.random() < 0.6:
+            inset = round(slot * 0.2)
+            colour = tuple(int(level) for level in rng.integers(0, 256, 3))
+            last = round(first + slot) - inset
+            cv2.rectangle(picture, (first + inset, top + inset), (last, height - inset), colour, -1)
+    row = max(2, round(8 * unit))
+    cv2.rectangle(
+        picture, (left, top - row), (left + wide, top - row + max(1, round(4 * unit))),
+        (70, 160, 40), -1,
+    )  # fmt: skip
+    if rng.random() < 0.7:
+        for number in range(10):
+            at = left + round(number * 8 * unit)
+            size = max(1, round(6 * unit))
+            cv2.rectangle(picture, (at, top - 2 * row), (at + size, top - 2 * row + size),
+                          (200, 20, 20), -1)  # fmt: skip
+            at = left + wide - round((number + 1) * 8 * unit)
+            cv2.rectangle(picture, (at, top - 2 * row), (at + size, top - 2 * row + size),
+                          (150, 95, 45), -1)  # fmt: skip
+
+
+def _crosshair(picture: Pixels) -> None:
+    """A cross of inverted colours in the middle."""
+    height, width = picture.shape[:2]
+    y, x, arm = height // 2, width // 2, max(3, height // 60)
+    for part in (np.s_[y : y + 1, x - arm : x + arm], np.s_[y - arm : y + arm, x : x + 1]):
+        picture[part] = 255 - picture[part]
+
+
+def _text(
+    rng: np.random.Generator, picture: Pixels, rows: int, at: tuple[float, float], *, back: bool
+) -> None:
+    """Lines of text from a place on, as fractions of the picture."""
+    height, width = picture.shape[:2]
+    line = max(7, round(height * rng.uniform(0.025, 0.05)))
+    left, top = round(at[0] * width) + 2, round(at[1] * height) + 2
+    wide = round(width * rng.uniform(0.2, 0.6))
+    font, size = _FONTS[int(rng.integers(len(_FONTS)))], line / 26
+    colour = (255, 255, 255) if rng.random() < 0.7 else tuple(map(int, rng.integers(80, 256, 3)))
+    for number in range(rows):
+        y = top + number * line
+        if back:
+            part = picture[y : y + line, left : left + wide]
+            part[:] = part * 0.5
+        words = "".join(rng.choice(_LETTERS, int(rng.integers(4, 40))))
+        words = words[: max(1, int(wide / (size * 19)))]
+        cv2.putText(picture, words, (left, y + line - 2), font, size, colour, 1)
+
+
+def _hand(rng: np.random.Generator, picture: Pixels) -> None:
+    """The player's arm, or what it holds, in a lower corner."""
+    height, width = picture.shape[:2]
+    tip = np.array([rng.uniform(0.62, 0.85), rng.uniform(0.5, 0.85)])
+    outline = np.array([tip, (*tip, 0.14, -0.04), (1.02, 0.9), (1.02, 1.05), (0.8, 1.05)])
+    if rng.random() < 0.15:
+        outline[:, 0] = 1 - outline[:, 0]
+    colour = (205, 160, 130) if rng.random() < 0.5 else tuple(map(int, rng.integers(0, 256, 3)))
+    cv2.fillConvexPoly(picture, (outline * (width, height)).astype(np.int32), colour)
+
+
+def _bodies(rng: np.random.Generator, picture: Pixels) -> None:
+    """Other players, mobs, torches, plants: upright things before the wall."""
+    height, width = picture.shape[:2]
+    for _ in range(int(rng.integers(1, 3))):
+        x, foot = rng.uniform(0, 1), rng.uniform(0.6, 1.2)
+        wide, tall = rng.uniform(0.03, 0.12), rng.uniform(0.1, 0.5)
+        for part in range(3):
+            colour = tuple(int(level) for level in rng.integers(0, 230, 3))
+            first = (round((x - wide / 2) * width), round((foot - tall * (1 - part / 3)) * height))
+            last = (round((x + wide / 2) * width), round((foot - tall * (2 - part) / 3) * height))
+            cv2.rectangle(picture, first, last, colour, -1)
