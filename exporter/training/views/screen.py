@@ -99,7 +99,7 @@ def _hand(rng: np.random.Generator, picture: Pixels) -> None:
     """The player's arm, or what it holds, in a lower corner."""
     height, width = picture.shape[:2]
     tip = np.array([rng.uniform(0.62, 0.85), rng.uniform(0.5, 0.85)])
-    outline = np.array([tip, (*tip, 0.14, -0.04), (1.02, 0.9), (1.02, 1.05), (0.8, 1.05)])
+    outline = np.array([tip, tip + np.array((0.14, -0.04)), (1.02, 0.9), (1.02, 1.05), (0.8, 1.05)])
     if rng.random() < 0.15:
         outline[:, 0] = 1 - outline[:, 0]
     colour = (205, 160, 130) if rng.random() < 0.5 else tuple(map(int, rng.integers(0, 256, 3)))
