@@ -41,6 +41,8 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
         picture = np.clip(mixed, 0, 255).astype(np.uint8)
     if rng.random() < 0.55 * hardness:
         picture = _falloff(rng, picture, hardness)
+    if rng.random() < 0.25 * hardness:
+        picture = _shadow(rng, picture, hardness)
     if rng.random() < 0.15 * hardness:  # a shader's bloom
         glow = cv2.GaussianBlur(picture, (0, 0), rng.uniform(4, 12))
         picture = cv2.addWeighted(picture, 1.0, glow, rng.uniform(0.1, 0.5), 0)
@@ -62,6 +64,23 @@ def _falloff(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixe
     size = (picture.shape[1], picture.shape[0])
     wide = cv2.resize(shade.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     shaded: Pixels = np.clip(picture * wide[..., None], 0, 255).astype(np.uint8)
+    return shaded
+
+
+def _shadow(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
+    """The hard edge of a roof's or a tree's shadow across the picture."""
+    height, width = picture.shape[:2]
+    turn = rng.uniform(0, 2 * math.pi)
+    through = rng.uniform(0.15, 0.85, 2) * (width, height)
+    along = np.array([math.cos(turn), math.sin(turn)]) * (width + height)
+    side = np.array([-along[1], along[0]])
+    corners = np.stack([through - along, through + along, through + along + side,
+                        through - along + side])  # fmt: skip
+    level = 255 * (1 - rng.uniform(0.2, 0.75) * hardness)
+    shade = np.full((height, width), 255, np.uint8)
+    cv2.fillConvexPoly(shade, corners.astype(np.int32), level)
+    shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.5, 4))
+    shaded: Pixels = cv2.multiply(picture, cv2.merge([shade] * 3), scale=1 / 255)
     return shaded
 
 
