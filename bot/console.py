@@ -100,7 +100,7 @@ class IndexProgress:
             self._console.print(words)
 
 
-def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None:
+def print_indexed(run: Indexer, *, archive: str, stopped: bool = False) -> None:
     """What a run has done, and what it could not use."""
     progress = run.progress
     parts = [f"{progress.stored} stored"]
@@ -112,7 +112,7 @@ def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None
     if progress.set_aside:
         parts.append(f"{progress.set_aside} set aside")
     out = console()
-    summary = f"{', '.join(parts)}. The archive is {plain(str(archive))}."
+    summary = f"{', '.join(parts)}. The archive is {plain(archive)}."
     if stopped:
         summary = f"Stopped: {summary} The same command goes on from here."
     out.print(Text(summary))
@@ -158,12 +158,12 @@ def print_sheet(path: Path) -> None:
     console().print(Text(f"\nSide by side: {plain(str(path))}", style="dim"))
 
 
-def print_stats(stats: Stats, *, archive: Path) -> None:
+def print_stats(stats: Stats, *, archive: str) -> None:
     """What the archive holds."""
     out = console()
     newest = f", the newest of {stats.newest:%Y-%m-%d}" if stats.newest else ""
     size = f", {stats.size_bytes / 1e6:,.1f} MB" if stats.size_bytes is not None else ""
-    out.print(Text(f"{plain(str(archive))}: {stats.pictures} pictures{newest}{size}"))
+    out.print(Text(f"{plain(archive)}: {stats.pictures} pictures{newest}{size}"))
     if not stats.pictures:
         out.print("Put some in with [cyan]mapseek index PATH[/].")
         return

@@ -22,6 +22,7 @@ from bot.archive.database import connect, sentences
 from bot.archive.port import (
     ArchiveError,
     Entry,
+    EntryKey,
     Match,
     PictureKey,
     Query,
@@ -118,15 +119,17 @@ class EmbeddedArchive:
         """See `ImageArchive.stats`."""
         return await self._run(self._readers, "stats", reading.stats, self._path)
 
-    async def entries(self, model_id: str | None = None) -> AsyncIterator[Entry]:
-        """See `ImageArchive.entries`. What changes meanwhile may be seen or not."""
-        after: reading.Position | None = reading.START
-        while after is not None:
-            page, after = await self._run(
-                self._readers, "entries", reading.page, model_id, after, _PAGE
-            )
+    async def entries(
+        self, model_id: str | None = None, *, after: EntryKey | None = None
+    ) -> AsyncIterator[Entry]:
+        """See `ImageArchive.entries`."""
+        full = True
+        while full:
+            page = await self._run(self._readers, "entries", reading.page, model_id, after, _PAGE)
+            full = len(page) == _PAGE
             for entry in page:
                 yield entry
+                after = entry.key
 
     async def _run(
         self,

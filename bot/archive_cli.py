@@ -1,0 +1,10 @@
+"""`mapseek archive`: looking after the archive itself."""
+
+import typer
+
+app = typer.Typer(
+    name="archive",
+    help="Set up, check and move the archive.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+)
