@@ -9,14 +9,13 @@ import inspect
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import DeleteOne, IndexModel, UpdateOne
-from pymongo.errors import BulkWriteError, CollectionInvalid, PyMongoError
+from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 from pymongo.operations import SearchIndexModel
 
 from bot.archive.atlas.troubles import (
@@ -39,6 +38,7 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 
 _DUPLICATE_KEY = 11000
+_NAMESPACE_EXISTS = 48
 
 Write = UpdateOne | DeleteOne
 Document = dict[str, Any]
@@ -74,7 +74,7 @@ class Driver:
             self._client: Any = AsyncIOMotorClient(
                 settings.required_atlas_uri(),
                 appname="mapseek",
-                compressors="zstd,zlib",
+                compressors="zlib",
                 connectTimeoutMS=_CONNECT_MS,
                 maxIdleTimeMS=300_000,
                 maxPoolSize=settings.atlas_connections,
@@ -203,8 +203,13 @@ class Driver:
         """Makes the collection where it is missing."""
 
         async def run() -> None:
-            with suppress(CollectionInvalid):
+            try:
                 await self._database.create_collection(self._name)
+            except CollectionInvalid:
+                pass
+            except OperationFailure as error:
+                if error.code != _NAMESPACE_EXISTS:
+                    raise
 
         await self._call(run)
 

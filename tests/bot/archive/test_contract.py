@@ -24,6 +24,7 @@ from bot.archive.port import (
     Selection,
     Stats,
 )
+from tests.bot.archive.conftest import REAL_ATLAS
 
 MODEL = "toy@000000000000"
 OTHER = "other@111111111111"
@@ -67,6 +68,11 @@ def assert_same(found: list[Entry], expected: list[Entry]) -> None:
 
 async def stored(archive: ImageArchive, model_id: str | None = None) -> list[Entry]:
     return [entry async for entry in archive.entries(model_id)]
+
+
+def test_the_contract_is_asked_of_a_real_cluster_as_well() -> None:
+    if not REAL_ATLAS:
+        pytest.skip("MAPSEEK_TEST_ATLAS_URI names no cluster")
 
 
 async def test_every_field_comes_back(archive: ImageArchive, make_entry: MakeEntry) -> None:
