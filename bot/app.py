@@ -11,7 +11,7 @@ import disnake
 from disnake.ext import commands
 
 from bot.answers import Answers
-from bot.archive.embedded import EmbeddedArchive
+from bot.archive.opening import open_archive
 from bot.commands import Find
 from bot.events import Watch
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
@@ -65,7 +65,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
         raise StartupError(str(error)) from error
     with queue:
         async with (
-            EmbeddedArchive(settings.archive) as archive,
+            open_archive(None, settings) as archive,
             EmbeddingClient(client_settings) as client,
             fetcher,
         ):

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from bot.archive_cli import app as archive_app
+
 # Which extra of this project brings a module that not every installation has.
 _EXTRAS = {
     "aiohttp": "bot",
@@ -388,6 +390,9 @@ def stats(archive: ArchiveOption = None, as_json: JsonOption = False) -> None:
     from bot import commandline
 
     raise typer.Exit(commandline.stats(archive=archive, as_json=as_json))
+
+
+app.add_typer(archive_app, rich_help_panel=_ARCHIVE)
 
 
 @app.command(rich_help_panel=_MODELS)

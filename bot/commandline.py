@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bot import console
-from bot.archive.embedded import EmbeddedArchive
+from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
+from bot.archive.verifying import verify as verify_archive
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import SourceError
 from bot.importer.source import Kind, open_source
@@ -42,7 +43,7 @@ async def _index(
     source = await asyncio.to_thread(open_source, path, kind=kind, media=media)
     async with EmbeddingClient(client_settings) as client:
         model = await _ready(client, client_settings)
-        async with EmbeddedArchive(settings.archive) as archive:
+        async with open_archive(None, settings) as archive:
             with console.IndexProgress() as bar:
                 indexer = Indexer(
                     source=source, client=client, archive=archive, model=model, report=bar.show
@@ -51,12 +52,12 @@ async def _index(
                     await indexer.run()
                 except BaseException:
                     bar.stop()
-                    console.print_indexed(indexer, archive=settings.archive, stopped=True)
+                    console.print_indexed(indexer, archive=name_of(None, settings), stopped=True)
                     raise
     progress = indexer.progress
     if not progress.done:
         raise SourceError(_why_no_pictures(path))
-    console.print_indexed(indexer, archive=settings.archive)
+    console.print_indexed(indexer, archive=name_of(None, settings))
     return 0 if progress.stored or progress.known else 1
 
 
@@ -94,7 +95,7 @@ async def _find(
     as_json: bool,
 ) -> int:
     async with (
-        EmbeddedArchive(settings.archive, create=False) as archive,
+        open_archive(None, settings, create=False) as archive,
         EmbeddingClient(client_settings) as client,
     ):
         model = await _ready(client, client_settings)
@@ -112,7 +113,7 @@ async def _find(
             matches = await find_text(client, archive, asked, scope)
             verdicts = [None for _ in matches]
         if not matches:
-            raise ArchiveError(await _why_nothing(archive, settings.archive, model))
+            raise ArchiveError(await _why_nothing(archive, name_of(None, settings), model))
     if as_json:
         console.print_json(
             {
@@ -163,32 +164,44 @@ def _tiles(
     return tiles
 
 
-async def _why_nothing(archive: ImageArchive, path: Path, model: ModelInfo) -> str:
+async def _why_nothing(archive: ImageArchive, name: str, model: ModelInfo) -> str:
     stats = await archive.stats()
     if not stats.pictures:
-        return f"{path} is empty: put pictures in with `mapseek index PATH`."
+        return f"{name} is empty: put pictures in with `mapseek index PATH`."
     if model.id in stats.by_model:
         return "There is no picture in that part of the archive: see `mapseek stats`."
     others = ", ".join(stats.by_model)
     return (
-        f"{path} has no pictures that were embedded by {model.id}, only by {others}: run "
+        f"{name} has no pictures that were embedded by {model.id}, only by {others}: run "
         "`mapseek index PATH` with this server, or serve that model."
     )
 
 
 def stats(*, archive: Path | None, as_json: bool) -> int:
     """Runs `mapseek stats` and returns its exit code."""
-    return _run(_stats(BotSettings.load(archive=archive).archive, as_json=as_json))
+    return _run(_stats(BotSettings.load(archive=archive), as_json=as_json))
 
 
-async def _stats(path: Path, *, as_json: bool) -> int:
-    async with EmbeddedArchive(path, create=False) as archive:
+async def _stats(settings: BotSettings, *, as_json: bool) -> int:
+    async with open_archive(None, settings, create=False) as archive:
         counted = await archive.stats()
     if as_json:
         console.print_json(console.stats_json(counted))
     else:
-        console.print_stats(counted, archive=path)
+        console.print_stats(counted, archive=name_of(None, settings))
     return 0
+
+
+def verify(*, samples: int) -> int:
+    """Runs `mapseek archive verify` and returns its exit code."""
+    return _run(_verify(BotSettings.load(), samples))
+
+
+async def _verify(settings: BotSettings, samples: int) -> int:
+    async with open_archive(None, settings, create=False) as archive:
+        found = await verify_archive(archive, samples=samples, report=console.print_read)
+    console.print_verified(found, archive=name_of(None, settings))
+    return 1 if found.problems else 0
 
 
 async def _ready(client: EmbeddingClient, settings: ClientSettings) -> ModelInfo:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bot.archive.port import Match, Stats
+from bot.archive.verifying import Verified
 from bot.index import Indexer
 from bot.index import Progress as Indexed
 from bot.search import Verdict
@@ -36,6 +37,11 @@ _MOST_NAMES = 10
 def plain(text: str) -> str:
     """Text from strangers without what steers a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def plain_lines(text: str) -> str:
+    """Like `plain`, but lines stay lines."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def console(*, err: bool = False) -> Console:
@@ -100,7 +106,7 @@ class IndexProgress:
             self._console.print(words)
 
 
-def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None:
+def print_indexed(run: Indexer, *, archive: str, stopped: bool = False) -> None:
     """What a run has done, and what it could not use."""
     progress = run.progress
     parts = [f"{progress.stored} stored"]
@@ -112,7 +118,7 @@ def print_indexed(run: Indexer, *, archive: Path, stopped: bool = False) -> None
     if progress.set_aside:
         parts.append(f"{progress.set_aside} set aside")
     out = console()
-    summary = f"{', '.join(parts)}. The archive is {plain(str(archive))}."
+    summary = f"{', '.join(parts)}. The archive is {plain(archive)}."
     if stopped:
         summary = f"Stopped: {summary} The same command goes on from here."
     out.print(Text(summary))
@@ -158,12 +164,12 @@ def print_sheet(path: Path) -> None:
     console().print(Text(f"\nSide by side: {plain(str(path))}", style="dim"))
 
 
-def print_stats(stats: Stats, *, archive: Path) -> None:
+def print_stats(stats: Stats, *, archive: str) -> None:
     """What the archive holds."""
     out = console()
     newest = f", the newest of {stats.newest:%Y-%m-%d}" if stats.newest else ""
     size = f", {stats.size_bytes / 1e6:,.1f} MB" if stats.size_bytes is not None else ""
-    out.print(Text(f"{plain(str(archive))}: {stats.pictures} pictures{newest}{size}"))
+    out.print(Text(f"{plain(archive)}: {stats.pictures} pictures{newest}{size}"))
     if not stats.pictures:
         out.print("Put some in with [cyan]mapseek index PATH[/].")
         return
@@ -187,6 +193,24 @@ def _print_counts(title: str, counts: dict[tuple[str, ...], int], *more: str) ->
     out = console()
     out.print()
     out.print(table)
+
+
+def print_read(entries: int) -> None:
+    """How far `mapseek archive verify` is."""
+    console(err=True).print(f"{entries} entries read.")
+
+
+def print_verified(found: Verified, *, archive: str) -> None:
+    """What `mapseek archive verify` found."""
+    out = console()
+    for problem in found.problems:
+        out.print(Text(f"problem: {plain(problem)}", style="red"))
+    out.print(
+        Text(
+            f"{plain(archive)}: {found.entries} entries read, {found.searched} of them looked for, "
+            f"{len(found.problems)} problems."
+        )
+    )
 
 
 def print_json(value: Any) -> None:

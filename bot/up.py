@@ -50,7 +50,11 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
     settings.required_token()
     client = ClientSettings.load()
     # What was given as an option must hold for the bot, too.
-    environment = {**os.environ, "MAPSEEK_ARCHIVE": str(settings.archive)}
+    environment = {
+        **os.environ,
+        "MAPSEEK_ARCHIVE": str(settings.archive),
+        "MAPSEEK_ARCHIVE_KIND": settings.archive_kind,
+    }
     with telemetry.set_up("mapseek-up", telemetry.TelemetrySettings.load()):
         return asyncio.run(
             _until_signal(

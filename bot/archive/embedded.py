@@ -7,7 +7,6 @@ for it. Another process may use the same file meanwhile.
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +14,14 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import apsw
-from opentelemetry import metrics, trace
 
 from bot.archive import reading, writing
 from bot.archive.database import connect, sentences
+from bot.archive.observation import observed
 from bot.archive.port import (
     ArchiveError,
     Entry,
+    EntryKey,
     Match,
     PictureKey,
     Query,
@@ -32,11 +32,6 @@ from bot.archive.port import (
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_tracer = trace.get_tracer("mapseek.archive")
-_duration = metrics.get_meter("mapseek.archive").create_histogram(
-    "mapseek.archive.duration", unit="s", description="Time of one operation on the archive."
-)
 
 # `entries` reads this many at a time, so that a slow consumer holds no transaction open.
 _PAGE = 256
@@ -118,15 +113,17 @@ class EmbeddedArchive:
         """See `ImageArchive.stats`."""
         return await self._run(self._readers, "stats", reading.stats, self._path)
 
-    async def entries(self, model_id: str | None = None) -> AsyncIterator[Entry]:
-        """See `ImageArchive.entries`. What changes meanwhile may be seen or not."""
-        after: reading.Position | None = reading.START
-        while after is not None:
-            page, after = await self._run(
-                self._readers, "entries", reading.page, model_id, after, _PAGE
-            )
+    async def entries(
+        self, model_id: str | None = None, *, after: EntryKey | None = None
+    ) -> AsyncIterator[Entry]:
+        """See `ImageArchive.entries`."""
+        full = True
+        while full:
+            page = await self._run(self._readers, "entries", reading.page, model_id, after, _PAGE)
+            full = len(page) == _PAGE
             for entry in page:
                 yield entry
+                after = entry.key
 
     async def _run(
         self,
@@ -142,12 +139,8 @@ class EmbeddedArchive:
 
         if not self._open:
             raise ArchiveError(f"The archive {self._path} is not open.")
-        began = time.perf_counter()
-        with _tracer.start_as_current_span(f"archive.{operation}"):
-            try:
-                return await asyncio.get_running_loop().run_in_executor(executor, run)
-            finally:
-                _duration.record(time.perf_counter() - began, {"operation": operation})
+        with observed(operation):
+            return await asyncio.get_running_loop().run_in_executor(executor, run)
 
     def _connection(self) -> apsw.Connection:
         """This thread's connection: apsw's must not be used by two threads at once."""

@@ -1,6 +1,6 @@
 """The port: what an archive of pictures promises, whatever database is under it."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -27,6 +27,48 @@ class PictureKey:
 
     message_id: str
     attachment_id: str
+
+
+class ForbiddenError(ArchiveError):
+    """The database does not let this user, or anybody, do this."""
+
+
+class EntriesRefusedError(ArchiveError):
+    """The database refused some entries of many for good; the others are stored.
+
+    Attributes:
+        refused: Why, in one sentence, for each entry.
+    """
+
+    def __init__(self, refused: "Mapping[EntryKey, str]") -> None:
+        reason = next(iter(refused.values()))
+        super().__init__(f"The archive refused {len(refused)} of the pictures: {reason}")
+        self.refused = dict(refused)
+
+    @property
+    def by_picture(self) -> "dict[PictureKey, str]":
+        """Why, for each picture."""
+        return {key.picture: reason for key, reason in self.refused.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class EntryKey:
+    """What identifies an entry, and the order in which entries are streamed.
+
+    Attributes:
+        model_id: The model that made the vector.
+        message_id: See `PictureKey`.
+        attachment_id: See `PictureKey`.
+    """
+
+    model_id: str
+    message_id: str
+    attachment_id: str
+
+    @property
+    def picture(self) -> PictureKey:
+        """Which picture it is."""
+        return PictureKey(message_id=self.message_id, attachment_id=self.attachment_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +122,15 @@ class Entry:
     model_id: str
     embedding: Vector
 
+    @property
+    def key(self) -> EntryKey:
+        """Identifies the entry."""
+        return EntryKey(
+            model_id=self.model_id,
+            message_id=self.picture.key.message_id,
+            attachment_id=self.picture.key.attachment_id,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
@@ -93,6 +144,8 @@ class Query:
         channel_ids: Only these channels; None for all, empty for none.
         include_spoilers: Whether spoilered pictures may be found.
         exclude_message_id: Leaves this message out (the one that is asked about).
+        posted_from: Only pictures posted at this moment or later, timezone-aware.
+        posted_before: Only pictures posted before this moment, timezone-aware.
     """
 
     embedding: Vector
@@ -102,6 +155,8 @@ class Query:
     channel_ids: frozenset[str] | None = None
     include_spoilers: bool = True
     exclude_message_id: str | None = None
+    posted_from: datetime | None = None
+    posted_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +222,11 @@ class ImageArchive(Protocol):
     """
 
     async def upsert_many(self, entries: Sequence[Entry]) -> None:
-        """Stores entries, replacing those of the same key and model. All or nothing.
+        """Stores entries, replacing those of the same key and model.
+
+        All are looked at before the first is stored: one that is refused stores none. Should the
+        database fail on the way, the embedded archive has stored none and Atlas may have stored
+        some; storing the same entries again completes it, and never makes one twice.
 
         Models share what is known about a picture: the newest word counts. Where its bytes have
         changed (another `content_hash`), vectors that other models made of the old bytes go.
@@ -175,6 +234,7 @@ class ImageArchive(Protocol):
         Raises:
             ArchiveError: A vector has the wrong length for its model, is not of unit length or
                 holds a number that is not finite; or `posted_at` has no timezone.
+            EntriesRefusedError: The database took all but some; only Atlas does that.
         """
         ...
 
@@ -185,7 +245,7 @@ class ImageArchive(Protocol):
 
         Raises:
             ArchiveError: The query's vector has the wrong length for its model or is not of unit
-                length, or its limit is under 1.
+                length, its limit is under 1, or a date of it has no timezone.
         """
         ...
 
@@ -212,8 +272,18 @@ class ImageArchive(Protocol):
         """Counts what is stored."""
         ...
 
-    def entries(self, model_id: str | None = None) -> AsyncIterator[Entry]:
-        """Streams everything that is stored, for copying and checking."""
+    def entries(
+        self, model_id: str | None = None, *, after: EntryKey | None = None
+    ) -> AsyncIterator[Entry]:
+        """Streams what is stored in the order of `Entry.key`, for copying and checking.
+
+        Whatever is stored all the while is streamed exactly once; what changes meanwhile may be
+        seen or not. Text is ordered by code points.
+
+        Args:
+            model_id: Only entries of this model.
+            after: Goes on behind this entry, whether it is still there or not.
+        """
         ...
 
     async def __aenter__(self) -> Self:

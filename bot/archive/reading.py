@@ -13,6 +13,7 @@ from bot.archive.database import rows, snapshot, vectors
 from bot.archive.port import (
     ArchiveError,
     Entry,
+    EntryKey,
     Match,
     PictureKey,
     Query,
@@ -22,6 +23,7 @@ from bot.archive.port import (
 from bot.archive.rows import (
     PICTURE_COLUMNS,
     keys_json,
+    microseconds,
     moment,
     packed,
     picture,
@@ -43,17 +45,6 @@ class Space:
 
     id: int
     dimensions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """Where a page of entries begins: after this picture of this space."""
-
-    space: int
-    picture: int
-
-
-START = Position(space=0, picture=0)
 
 
 def space_of(connection: apsw.Connection, model_id: str) -> Space | None:
@@ -146,6 +137,15 @@ def _conditions(query: Query) -> tuple[str, dict[str, Any]]:
         parameters["channels"] = (
             None if query.channel_ids is None else json.dumps(sorted(query.channel_ids))
         )
+    if query.posted_from is not None or query.posted_before is not None:
+        conditions += (
+            "AND v.picture IN (SELECT id FROM picture WHERE (:posted_from IS NULL "
+            "OR posted_at_us >= :posted_from) AND (:posted_before IS NULL "
+            "OR posted_at_us < :posted_before)) "
+        )
+        for name in ("posted_from", "posted_before"):
+            bound = getattr(query, name)
+            parameters[name] = None if bound is None else microseconds(bound)
     if not query.include_spoilers:
         conditions += "AND v.spoiler = 0 "
     return conditions, parameters
@@ -243,30 +243,36 @@ def _size_bytes(path: Path) -> int:
 
 
 def page(
-    connection: apsw.Connection, model_id: str | None, after: Position, size: int
-) -> tuple[list[Entry], Position | None]:
-    """The entries after a position, and where the next page begins; None at the end."""
+    connection: apsw.Connection, model_id: str | None, after: EntryKey | None, size: int
+) -> list[Entry]:
+    """The next entries behind one, in the order of `Entry.key`; fewer than `size` at the end."""
     with snapshot(connection):
         spaces = rows(
             connection,
-            "SELECT id, model_id FROM space WHERE id >= ? AND model_id = ifnull(?, model_id) "
-            "ORDER BY id LIMIT 1",
-            (after.space, model_id),
+            "SELECT id, model_id FROM space WHERE model_id >= ? AND model_id = ifnull(?, model_id) "
+            "ORDER BY model_id",
+            (after.model_id if after else "", model_id),
         )
-        if not spaces:
-            return [], None
-        ((space, its_model),) = spaces
-        found = rows(
-            connection,
-            f"SELECT p.id, v.embedding, {PICTURE_COLUMNS} FROM picture AS p "
-            f"CROSS JOIN {vectors(space)} AS v ON v.picture = p.id "
-            "JOIN channel AS c ON c.id = p.channel WHERE p.id > ? ORDER BY p.id LIMIT ?",
-            (after.picture if space == after.space else 0, size),
-        )
-    entries = [
-        Entry(picture=picture(row[2:]), model_id=its_model, embedding=unpacked(row[1]))
-        for row in found
-    ]
-    if len(found) < size:
-        return entries, Position(space=space + 1, picture=0)
-    return entries, Position(space=space, picture=found[-1][0])
+        entries: list[Entry] = []
+        for space, its_model in spaces:
+            begun = after is not None and after.model_id == its_model
+            found = rows(
+                connection,
+                f"SELECT v.embedding, {PICTURE_COLUMNS} FROM picture AS p "
+                f"CROSS JOIN {vectors(space)} AS v ON v.picture = p.id "
+                "JOIN channel AS c ON c.id = p.channel "
+                "WHERE (p.message_id, p.attachment_id) > (?, ?) "
+                "ORDER BY p.message_id, p.attachment_id LIMIT ?",
+                (
+                    after.message_id if after and begun else "",
+                    after.attachment_id if after and begun else "",
+                    size - len(entries),
+                ),
+            )
+            entries += [
+                Entry(picture=picture(row[1:]), model_id=its_model, embedding=unpacked(row[0]))
+                for row in found
+            ]
+            if len(entries) == size:
+                break
+    return entries

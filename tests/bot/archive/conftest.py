@@ -1,35 +1,101 @@
 """The adapters that the contract runs against, and pictures to put into them."""
 
 import itertools
+import os
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
+from pymongo import MongoClient
 
+from bot.archive.cached import CachedArchive
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import Entry, ImageArchive, Picture, PictureKey, Vector
+from bot.settings import BotSettings
+from tests.bot.conftest import Atlas, opened
 
 MODEL = "toy@000000000000"
 
 # Opens the archive of that name; the same name opens the same archive again.
 OpenArchive = Callable[[str], AbstractAsyncContextManager[ImageArchive]]
 
+# The real thing: a cluster in Atlas, or mongodb/mongodb-atlas-local.
+REAL_ATLAS = os.environ.get("MAPSEEK_TEST_ATLAS_URI", "")
+_REAL_COLLECTION = "mapseek_contract"
 
-def _embedded(folder: Path) -> OpenArchive:
+
+def _embedded(request: pytest.FixtureRequest) -> OpenArchive:
+    folder: Path = request.getfixturevalue("tmp_path")
     return lambda name: EmbeddedArchive(folder / f"{name}.db")
 
 
+def _cached(request: pytest.FixtureRequest) -> OpenArchive:
+    embedded = _embedded(request)
+    # One answer is kept, so that some are dropped as well.
+    return lambda name: CachedArchive(embedded(name), most=1)  # type: ignore[arg-type]
+
+
+def _atlas(request: pytest.FixtureRequest, **others: Any) -> OpenArchive:
+    atlas: Atlas = request.getfixturevalue("atlas")
+    prefix, numbers = request.getfixturevalue("database"), itertools.count()
+    databases: defaultdict[str, str] = defaultdict(lambda: f"{prefix}-{next(numbers)}")
+    return lambda name: opened(atlas.settings(databases[name], **others))
+
+
+def _searched(request: pytest.FixtureRequest) -> OpenArchive:
+    """What is found comes from the search index, which is never behind."""
+    return _atlas(request, atlas_lag_s=0)
+
+
+def _remembered(request: pytest.FixtureRequest) -> OpenArchive:
+    """The search index never learns anything: what is found was kept in memory."""
+    atlas: Atlas = request.getfixturevalue("atlas")
+    atlas.proxy.freeze()
+    return _atlas(request)
+
+
+def _real_atlas(request: pytest.FixtureRequest) -> OpenArchive:
+    settings = BotSettings(
+        atlas_uri=SecretStr(REAL_ATLAS),
+        atlas_collection=_REAL_COLLECTION,
+        atlas_timeout_s=60,
+        _env_file=None,  # type: ignore[call-arg]
+    )
+    used: list[str] = []
+
+    @asynccontextmanager
+    async def open_(name: str) -> AsyncIterator[ImageArchive]:
+        # Three indexes are all that a free cluster allows: one collection serves all archives.
+        if used[-1:] != [name]:
+            used.append(name)
+            client: MongoClient[dict[str, Any]] = MongoClient(REAL_ATLAS)
+            with client:
+                client[settings.atlas_database][_REAL_COLLECTION].delete_many({})
+        async with opened(settings) as archive:
+            yield archive
+
+    return open_
+
+
 # Another adapter joins the contract by one line here.
-ADAPTERS: dict[str, Callable[[Path], OpenArchive]] = {"embedded": _embedded}
+ADAPTERS: dict[str, Callable[[pytest.FixtureRequest], OpenArchive]] = {
+    "embedded": _embedded,
+    "embedded, cached": _cached,
+    "atlas": _searched,
+    "atlas, index behind": _remembered,
+    **({"real atlas": _real_atlas} if REAL_ATLAS else {}),
+}
 
 
 @pytest.fixture(params=ADAPTERS)
-def open_archive(request: pytest.FixtureRequest, tmp_path: Path) -> OpenArchive:
-    return ADAPTERS[request.param](tmp_path)
+def open_archive(request: pytest.FixtureRequest) -> OpenArchive:
+    return ADAPTERS[request.param](request)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bot.archive.port import (
     ArchiveError,
     Entry,
+    EntryKey,
     ImageArchive,
     Match,
     PictureKey,
@@ -23,9 +24,13 @@ from bot.archive.port import (
     Selection,
     Stats,
 )
+from tests.bot.archive.conftest import REAL_ATLAS
 
 MODEL = "toy@000000000000"
 OTHER = "other@111111111111"
+
+# Sorts before every entry of MODEL.
+_EARLY = EntryKey(model_id="a", message_id="b", attachment_id="c")
 
 MakeEntry = Callable[..., Entry]
 OpenArchive = Callable[[str], AbstractAsyncContextManager[ImageArchive]]
@@ -63,6 +68,11 @@ def assert_same(found: list[Entry], expected: list[Entry]) -> None:
 
 async def stored(archive: ImageArchive, model_id: str | None = None) -> list[Entry]:
     return [entry async for entry in archive.entries(model_id)]
+
+
+def test_the_contract_is_asked_of_a_real_cluster_as_well() -> None:
+    if not REAL_ATLAS:
+        pytest.skip("MAPSEEK_TEST_ATLAS_URI names no cluster")
 
 
 async def test_every_field_comes_back(archive: ImageArchive, make_entry: MakeEntry) -> None:
@@ -390,6 +400,48 @@ async def test_entries_stream_all_or_those_of_one_model(
     assert await stored(archive, "unknown@3") == []
 
 
+async def test_entries_come_in_the_order_of_their_keys_and_go_on_from_any_of_them(
+    archive: ImageArchive, make_entry: MakeEntry
+) -> None:
+    entries = [
+        make_entry(message=message, attachment=attachment, model=model, content_hash="a" * 64)
+        for model in (MODEL, OTHER)
+        for message in ("10", "9", "é", "Z", "a", "\U0001f5fa", "\uffee")
+        for attachment in ("2", "10")
+    ]
+    await archive.upsert_many(entries)
+    keys = [entry.key for entry in await stored(archive)]
+    assert keys == sorted(entry.key for entry in entries)
+    for place, key in enumerate(keys):
+        assert [entry.key async for entry in archive.entries(after=key)] == keys[place + 1 :]
+    of_model = [key for key in keys if key.model_id == MODEL]
+    assert [entry.key async for entry in archive.entries(MODEL, after=of_model[3])] == of_model[4:]
+    assert [e.key async for e in archive.entries(MODEL, after=_EARLY)] == of_model
+    gone = keys[5]
+    await archive.delete(Selection(message_ids=frozenset({gone.message_id})))
+    left = [key for key in keys[6:] if key.message_id != gone.message_id]
+    assert [entry.key async for entry in archive.entries(after=gone)] == left
+
+
+async def test_dates_bound_the_search(archive: ImageArchive, make_entry: MakeEntry) -> None:
+    noon = datetime(2024, 5, 1, 12, 0, 0, 123_456, tzinfo=UTC)
+    moments = [noon + timedelta(microseconds=n) for n in (-1, 0, 1)]
+    await archive.upsert_many(
+        [make_entry([1, 0], message=f"{n}", posted_at=when) for n, when in enumerate(moments)]
+    )
+
+    async def found(**dates: datetime) -> list[str]:
+        return messages(await archive.search(query(1, 0, **dates)))
+
+    assert await found(posted_from=noon) == ["1", "2"]
+    assert await found(posted_before=noon) == ["0"]
+    assert await found(posted_from=noon, posted_before=moments[2]) == ["1"]
+    assert await found(posted_from=noon.astimezone(timezone(timedelta(hours=-7)))) == ["1", "2"]
+    assert await found(posted_from=noon, posted_before=noon) == []
+    with pytest.raises(ArchiveError, match="timezone"):
+        await found(posted_from=datetime(2024, 5, 1))  # noqa: DTZ001 - the point
+
+
 async def test_what_is_stored_outlives_the_process(
     open_archive: OpenArchive, make_entry: MakeEntry
 ) -> None:
@@ -434,6 +486,7 @@ _posts = st.lists(
     ),
     max_size=25,
 )
+_days = st.integers(1, 5).map(lambda day: datetime(2024, 1, 1 + day, tzinfo=UTC))
 _scopes = st.fixed_dictionaries(
     {
         "limit": st.integers(1, 12),
@@ -441,6 +494,8 @@ _scopes = st.fixed_dictionaries(
         "channel_ids": st.none() | st.frozensets(st.sampled_from(["10", "20", "40"])),
         "include_spoilers": st.booleans(),
         "exclude_message_id": st.none() | st.sampled_from("abz"),
+        "posted_from": st.none() | _days,
+        "posted_before": st.none() | _days,
     }
 )
 
@@ -454,6 +509,8 @@ def oracle(entries: dict[PictureKey, Entry], asked: Query) -> list[tuple[Picture
         and (asked.channel_ids is None or entry.picture.channel_id in asked.channel_ids)
         and (asked.include_spoilers or not entry.picture.spoiler)
         and entry.picture.key.message_id != asked.exclude_message_id
+        and (asked.posted_from is None or entry.picture.posted_at >= asked.posted_from)
+        and (asked.posted_before is None or entry.picture.posted_at < asked.posted_before)
     ]
     scored = [
         (float(np.dot(entry.embedding.astype(np.float64), asked.embedding)), entry.picture)
