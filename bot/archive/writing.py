@@ -7,17 +7,51 @@ from typing import Any
 
 import apsw
 
-from bot.archive.database import immediate, make_space, rows, vectors
+from bot.archive import codes
+from bot.archive.database import Space, immediate, make_space, rows, space_of, spaces, vectors
 from bot.archive.port import ArchiveError, Entry, Picture, Selection
-from bot.archive.reading import space_of
 from bot.archive.rows import microseconds, packed
 
+# Up to so many vectors a search compares all of them: as fast as with codes, and it misses
+# nothing. Measured: see docs/adr/0009-codes-propose.md.
+EXACT_LIMIT = 30_000
 
-def upsert(connection: apsw.Connection, entries: Sequence[Entry]) -> None:
-    """See `ImageArchive.upsert_many`."""
+
+def upsert(
+    connection: apsw.Connection, entries: Sequence[Entry], *, exact_limit: int = EXACT_LIMIT
+) -> None:
+    """See `ImageArchive.upsert_many`. Makes codes for a model that has outgrown the limit."""
     with immediate(connection):
         for entry in entries:
             _upsert(connection, entry)
+        codes.refresh(connection)
+        _make_codes(connection, exact_limit)
+
+
+def make_codes(connection: apsw.Connection, *, exact_limit: int = EXACT_LIMIT) -> None:
+    """Makes the codes that an archive of an older mapseek lacks."""
+    if _lacking(connection, exact_limit):
+        with immediate(connection):
+            _make_codes(connection, exact_limit)
+
+
+def _make_codes(connection: apsw.Connection, exact_limit: int) -> None:
+    for space in _lacking(connection, exact_limit):
+        codes.make(connection, space)
+
+
+def _lacking(connection: apsw.Connection, exact_limit: int) -> list[Space]:
+    """The spaces that have outgrown the limit and have no codes yet."""
+    # Counting takes time, and most archives are small: the last number bounds every count.
+    ((last,),) = rows(connection, "SELECT ifnull(max(id), 0) FROM picture")
+    if last <= exact_limit:
+        return []
+    return [
+        space
+        for space in spaces(connection)
+        if space.centre is None
+        and rows(connection, f"SELECT count(*) FROM {vectors(space.id)}")[0][0] > exact_limit
+    ]
 
 
 def _upsert(connection: apsw.Connection, entry: Entry) -> None:
@@ -122,6 +156,7 @@ def delete(connection: apsw.Connection, selection: Selection) -> int:
             "DELETE FROM channel WHERE NOT EXISTS "
             "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
         )
+        codes.refresh(connection)
     return len(pictures)
 
 
@@ -134,7 +169,7 @@ def _forget_vectors(connection: apsw.Connection, pictures: list[int]) -> None:
 
 
 def _tables(connection: apsw.Connection) -> list[str]:
-    return [vectors(row[0]) for row in rows(connection, "SELECT id FROM space")]
+    return [vectors(space.id) for space in spaces(connection)]
 
 
 def _json(ids: frozenset[str] | None) -> Any:
