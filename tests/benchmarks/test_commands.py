@@ -41,15 +41,20 @@ def test_serve(model: Path, tmp_path: Path) -> None:
     assert len(data["targets"]) == 4
 
 
-def test_archive(tmp_path: Path) -> None:
-    out = tmp_path / "archive.json"
-    what = ("--size", 30, "--size", 20, "--dimensions", 8, "--searches", 3, "--json", out)
-    assert bench("archive", *what).exit_code == 0
-    rows = json.loads(out.read_text())["data"]["rows"]
-    assert [row[:2] for row in rows] == [
-        [size, searched] for size in (20, 30) for searched in ("everything", "one channel")
+def test_archive(model: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "archive.json", tmp_path / "archive.svg"
+    what = ("--size", 300, "--size", 20, "--maps", 12, "--searches", 6, "--json", out)
+    data = data_of(bench("archive", "-m", model, *what, "--plot", plot), out)
+    assert "<svg" in plot.read_text()
+    assert [(row["pictures"], row["searched"]) for row in data["rows"]] == [
+        (size, searched) for size in (20, 300) for searched in ("everything", "one channel")
     ]
-    assert all(row[2] > 0 for row in rows)
+    for row in data["rows"]:
+        assert row["recall"] == 1  # so few are compared exactly
+        assert row["latency"]["count"] == 6
+        assert row["disk_mb"] > 0
+        assert row["inserts_per_s"] > 0
+    assert [target["met"] for target in data["targets"]][1] is True
 
 
 def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:

@@ -24,12 +24,15 @@ def _embedded(folder: Path) -> OpenArchive:
 
 
 def _coded(folder: Path) -> OpenArchive:
-    """The embedded one as it is when it is large: codes from the first picture on, few proposals."""
+    """The embedded one as it is when it is large: with codes, and few proposals."""
     return lambda name: EmbeddedArchive(folder / f"{name}.db", exact_limit=0, proposals=1)
 
 
 # Another adapter joins the contract by one line here.
-ADAPTERS: dict[str, Callable[[Path], OpenArchive]] = {"embedded": _embedded, "embedded, coded": _coded}
+ADAPTERS: dict[str, Callable[[Path], OpenArchive]] = {
+    "embedded": _embedded,
+    "embedded, coded": _coded,
+}
 
 
 @pytest.fixture(params=ADAPTERS)
