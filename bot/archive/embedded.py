@@ -7,7 +7,6 @@ each), so the event loop never waits for it. Another process may use the same fi
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +14,10 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import apsw
-from opentelemetry import metrics, trace
 
 from bot.archive import reading, searching, writing
 from bot.archive.database import connect, sentences
+from bot.archive.observation import observed
 from bot.archive.port import (
     ArchiveError,
     Entry,
@@ -33,11 +32,6 @@ from bot.archive.port import (
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_tracer = trace.get_tracer("mapseek.archive")
-_duration = metrics.get_meter("mapseek.archive").create_histogram(
-    "mapseek.archive.duration", unit="s", description="Time of one operation on the archive."
-)
 
 # `entries` reads this many at a time, so that a slow consumer holds no transaction open.
 _PAGE = 256
@@ -160,12 +154,8 @@ class EmbeddedArchive:
 
         if not self._open:
             raise ArchiveError(f"The archive {self._path} is not open.")
-        began = time.perf_counter()
-        with _tracer.start_as_current_span(f"archive.{operation}"):
-            try:
-                return await asyncio.get_running_loop().run_in_executor(executor, run)
-            finally:
-                _duration.record(time.perf_counter() - began, {"operation": operation})
+        with observed(operation):
+            return await asyncio.get_running_loop().run_in_executor(executor, run)
 
     def _connection(self) -> apsw.Connection:
         """This thread's connection: apsw's must not be used by two threads at once."""

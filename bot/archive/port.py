@@ -1,6 +1,6 @@
 """The port: what an archive of pictures promises, whatever database is under it."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -27,6 +27,23 @@ class PictureKey:
 
     message_id: str
     attachment_id: str
+
+
+class ForbiddenError(ArchiveError):
+    """The database does not let this user, or anybody, do this."""
+
+
+class EntriesRefusedError(ArchiveError):
+    """The database refused some entries of many for good; the others are stored.
+
+    Attributes:
+        refused: Why, in one sentence, for each entry.
+    """
+
+    def __init__(self, refused: "Mapping[EntryKey, str]") -> None:
+        reason = next(iter(refused.values()))
+        super().__init__(f"The archive refused {len(refused)} of the pictures: {reason}")
+        self.refused = dict(refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -207,6 +224,7 @@ class ImageArchive(Protocol):
         Raises:
             ArchiveError: A vector has the wrong length for its model, is not of unit length or
                 holds a number that is not finite; or `posted_at` has no timezone.
+            EntriesRefusedError: The database took all but some; only Atlas does that.
         """
         ...
 

@@ -1,8 +1,5 @@
 """The archive in MongoDB Atlas with Vector Search, through motor."""
 
-from bot.archive.port import ImageArchive
-from bot.settings import BotSettings
+from bot.archive.atlas.adapter import AtlasArchive
 
-
-def AtlasArchive(settings: BotSettings) -> ImageArchive:  # noqa: N802, D103
-    raise NotImplementedError
+__all__ = ["AtlasArchive"]

@@ -1,0 +1,282 @@
+"""Every call to the MongoDB driver: motor today, PyMongo's own async client tomorrow (ADR 0009).
+
+A call that fails for a passing reason is tried again with jittered pauses until its budget is
+spent; whatever remains becomes an `ArchiveError` in words. What a call carries is never logged.
+"""
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bson.errors import BSONError
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import DeleteOne, IndexModel, UpdateOne
+from pymongo.errors import BulkWriteError, CollectionInvalid, PyMongoError
+from pymongo.operations import SearchIndexModel
+
+from bot.archive.atlas.troubles import (
+    Trouble,
+    is_passing,
+    trouble_of,
+    trouble_of_error,
+    unconfigured,
+)
+from bot.archive.port import ArchiveError
+from bot.settings import BotSettings
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger("mapseek.archive")
+
+_SELECTION_MS = 5_000
+_CONNECT_MS = 10_000
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 3.0
+
+_DUPLICATE_KEY = 11000
+
+Write = UpdateOne | DeleteOne
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One write of a bulk that the database refused.
+
+    Attributes:
+        index: Which of the writes.
+        code: MongoDB's error code.
+        reason: Its words, without the document.
+    """
+
+    index: int
+    code: int
+    reason: str
+
+
+class Driver:
+    """One collection of one database. Made inside the running loop, which it is bound to."""
+
+    def __init__(self, settings: BotSettings) -> None:
+        """Reads the connection string; nothing is connected yet.
+
+        Raises:
+            StartupError: There is no connection string.
+            ArchiveError: It cannot be read.
+        """
+        self._retry_s = settings.atlas_retry_s
+        try:
+            self._client: Any = AsyncIOMotorClient(
+                settings.required_atlas_uri(),
+                appname="mapseek",
+                compressors="zstd,zlib",
+                connectTimeoutMS=_CONNECT_MS,
+                maxIdleTimeMS=300_000,
+                maxPoolSize=settings.atlas_connections,
+                serverSelectionTimeoutMS=min(_SELECTION_MS, int(settings.atlas_timeout_s * 1000)),
+                timeoutMS=int(settings.atlas_timeout_s * 1000),
+                tz_aware=True,
+                waitQueueTimeoutMS=int(settings.atlas_timeout_s * 1000),
+            )
+            database = self._client[settings.atlas_database]
+            self._database = database
+            self._collection = database[settings.atlas_collection]
+        except (PyMongoError, ValueError, TypeError) as error:
+            # Not chained: a traceback could quote the connection string.
+            raise unconfigured(error) from None
+        self._name = settings.atlas_collection
+        self._open = True
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        self._open = False
+        closing = self._client.close()
+        if inspect.isawaitable(closing):
+            await closing
+
+    async def ping(self) -> Trouble | None:
+        """Asks once whether the server answers and knows this user; None where all is well."""
+        try:
+            await self._collection.find_one({}, {"_id": 1})
+        except PyMongoError as error:
+            return trouble_of_error(error)
+        return None
+
+    async def find(
+        self,
+        where: Mapping[str, Any],
+        fields: Sequence[str] = (),
+        *,
+        sort: Sequence[str] = (),
+        limit: int = 0,
+    ) -> list[Document]:
+        """Documents that fit, with these fields (all if none is named)."""
+
+        async def run() -> list[Document]:
+            cursor = self._collection.find(where, dict.fromkeys(fields, 1) or None, limit=limit)
+            if sort:
+                cursor = cursor.sort([(name, 1) for name in sort])
+            found: list[Document] = await cursor.to_list(None)
+            return found
+
+        return await self._call(run)
+
+    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
+        """What an aggregation gives."""
+
+        async def run() -> list[Document]:
+            cursor = self._collection.aggregate(list(pipeline))
+            if inspect.isawaitable(cursor):
+                cursor = await cursor
+            found: list[Document] = await cursor.to_list(None)
+            return found
+
+        return await self._call(run)
+
+    async def bulk(self, writes: Sequence[Write]) -> list[Failure]:
+        """Carries out writes in any order; each must be one that may be repeated.
+
+        What failed for a passing reason is done again until it succeeds or the budget is spent.
+
+        Returns:
+            What the database refused for good, of each write by itself.
+
+        Raises:
+            ArchiveError: The whole cannot be done: nobody answers, no room is left, no rights.
+        """
+        refused: list[Failure] = []
+        left = list(range(len(writes)))
+        raced = False
+
+        async def run() -> None:
+            nonlocal left, raced
+            if not left:
+                return
+            try:
+                await self._collection.bulk_write([writes[index] for index in left], ordered=False)
+            except BulkWriteError as error:
+                failures = _failures(error, left)
+            else:
+                left = []
+                return
+            for failure in failures:
+                trouble = trouble_of(failure.code, failure.reason)
+                if trouble.hopeless:
+                    raise _Again(trouble)
+            # Two upserts of one key can race; the second then finds the first one's document.
+            again = [
+                one
+                for one in failures
+                if is_passing(one.code) or (one.code == _DUPLICATE_KEY and not raced)
+            ]
+            raced = raced or any(one.code == _DUPLICATE_KEY for one in again)
+            refused.extend(one for one in failures if one not in again)
+            left = [one.index for one in again]
+            if left:
+                raise _Again(trouble_of(again[0].code, again[0].reason))
+
+        await self._call(run)
+        return refused
+
+    async def delete(self, where: Mapping[str, Any]) -> int:
+        """Deletes what fits; returns how many the last try of it deleted."""
+
+        async def run() -> int:
+            return int((await self._collection.delete_many(where)).deleted_count)
+
+        return await self._call(run)
+
+    async def count(self) -> int:
+        """How many documents there are, from the collection's own book-keeping."""
+
+        async def run() -> int:
+            return int(await self._collection.estimated_document_count())
+
+        return await self._call(run)
+
+    async def create_collection(self) -> None:
+        """Makes the collection where it is missing."""
+
+        async def run() -> None:
+            with suppress(CollectionInvalid):
+                await self._database.create_collection(self._name)
+
+        await self._call(run)
+
+    async def create_indexes(self, models: Sequence[IndexModel]) -> None:
+        """Makes b-tree indexes where they are missing."""
+        await self._call(lambda: self._collection.create_indexes(list(models)))
+
+    async def search_indexes(self) -> list[Document]:
+        """The collection's search indexes, as `$listSearchIndexes` tells them."""
+        return await self.aggregate([{"$listSearchIndexes": {}}])
+
+    async def create_search_index(self, name: str, definition: Document) -> None:
+        """Asks for a vector search index; it is built in the background."""
+        model = SearchIndexModel(name=name, type="vectorSearch", definition=definition)
+        await self._call(lambda: self._collection.create_search_index(model))
+
+    async def update_search_index(self, name: str, definition: Document) -> None:
+        """Changes a search index; the old one serves until the new one is built."""
+        await self._call(lambda: self._collection.update_search_index(name, definition))
+
+    async def drop_search_index(self, name: str) -> None:
+        """Removes a search index."""
+        await self._call(lambda: self._collection.drop_search_index(name))
+
+    async def _call(self, run: Callable[[], Awaitable[_T]]) -> _T:
+        if not self._open:
+            raise ArchiveError("The archive in Atlas is not open.")
+        loop = asyncio.get_running_loop()
+        give_up_at_s = loop.time() + self._retry_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await run()
+            except (_Again, PyMongoError) as error:
+                trouble = error.trouble if isinstance(error, _Again) else trouble_of_error(error)
+                wait_s = random.uniform(0.5, 1.0) * pause_s
+                if not trouble.passing or loop.time() + wait_s > give_up_at_s:
+                    raise trouble.error() from error
+            except (BSONError, OverflowError, UnicodeError) as error:
+                raise ArchiveError(
+                    f"Atlas cannot store a value that it was given: {_short(error)}."
+                ) from None
+            _log.info("Trying Atlas again in %.1f s: %s", wait_s, trouble.sentence)
+            await asyncio.sleep(wait_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+class _Again(Exception):  # noqa: N818 - a signal of this module's own
+    """Part of a bulk failed; the driver's own error holds the documents and must not travel on."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.sentence)
+        self.trouble = trouble
+
+
+def _failures(error: BulkWriteError, indexes: Sequence[int]) -> list[Failure]:
+    """What failed, without the documents that the driver's report holds."""
+    details = error.details or {}
+    failures = [
+        Failure(
+            index=indexes[one["index"]], code=int(one.get("code", 0)), reason=str(one["errmsg"])
+        )
+        for one in details.get("writeErrors", [])
+    ]
+    if failures:
+        return failures
+    # The writes are done, and a majority has not confirmed them: done again, all are confirmed.
+    concern = (details.get("writeConcernErrors") or [{}])[0]
+    code = int(concern.get("code", 64))
+    reason = str(concern.get("errmsg", "no majority confirmed the write"))
+    return [Failure(index=index, code=code, reason=reason) for index in indexes]
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200].rstrip(".")
