@@ -8,6 +8,7 @@ from typing import Any
 from bot import console
 from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
+from bot.archive.verifying import verify as verify_archive
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import SourceError
 from bot.importer.source import Kind, open_source
@@ -189,6 +190,18 @@ async def _stats(settings: BotSettings, *, as_json: bool) -> int:
     else:
         console.print_stats(counted, archive=name_of(None, settings))
     return 0
+
+
+def verify(*, samples: int) -> int:
+    """Runs `mapseek archive verify` and returns its exit code."""
+    return _run(_verify(BotSettings.load(), samples))
+
+
+async def _verify(settings: BotSettings, samples: int) -> int:
+    async with open_archive(None, settings, create=False) as archive:
+        found = await verify_archive(archive, samples=samples, report=console.print_read)
+    console.print_verified(found, archive=name_of(None, settings))
+    return 1 if found.problems else 0
 
 
 async def _ready(client: EmbeddingClient, settings: ClientSettings) -> ModelInfo:

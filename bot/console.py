@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bot.archive.port import Match, Stats
+from bot.archive.verifying import Verified
 from bot.index import Indexer
 from bot.index import Progress as Indexed
 from bot.search import Verdict
@@ -36,6 +37,11 @@ _MOST_NAMES = 10
 def plain(text: str) -> str:
     """Text from strangers without what steers a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def plain_lines(text: str) -> str:
+    """Like `plain`, but lines stay lines."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def console(*, err: bool = False) -> Console:
@@ -187,6 +193,24 @@ def _print_counts(title: str, counts: dict[tuple[str, ...], int], *more: str) ->
     out = console()
     out.print()
     out.print(table)
+
+
+def print_read(entries: int) -> None:
+    """How far `mapseek archive verify` is."""
+    console(err=True).print(f"{entries} entries read.")
+
+
+def print_verified(found: Verified, *, archive: str) -> None:
+    """What `mapseek archive verify` found."""
+    out = console()
+    for problem in found.problems:
+        out.print(Text(f"problem: {plain(problem)}", style="red"))
+    out.print(
+        Text(
+            f"{plain(archive)}: {found.entries} entries read, {found.searched} of them looked for, "
+            f"{len(found.problems)} problems."
+        )
+    )
 
 
 def print_json(value: Any) -> None:

@@ -140,6 +140,21 @@ class EmbeddedArchive:
                 yield entry
                 after = entry.key
 
+    async def current_model(self) -> str | None:
+        """See `ImageArchive.current_model`."""
+        return await self._run(self._readers, "current_model", reading.current_model)
+
+    async def choose_model(self, model_id: str) -> None:
+        """See `ImageArchive.choose_model`."""
+        await self._run(self._writer, "choose_model", writing.choose_model, model_id)
+
+    async def drop_model(self, model_id: str) -> int:
+        """See `ImageArchive.drop_model`."""
+        dropped = 0
+        while some := await self._run(self._writer, "drop_model", writing.drop_some, model_id):
+            dropped += some
+        return dropped
+
     async def _run(
         self,
         executor: ThreadPoolExecutor,

@@ -1,5 +1,6 @@
 """Opens the archive that the settings choose."""
 
+from bot.archive.cached import CachedArchive
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ImageArchive
 from bot.settings import ArchiveKind, BotSettings
@@ -16,9 +17,16 @@ def open_archive(
         create: Whether an embedded archive is made where it is missing.
 
     Raises:
-        StartupError: Atlas is asked for, and there is no connection string.
+        StartupError: Atlas is asked for, and there is no connection string (when entered).
     """
-    if (kind or settings.kind) == "embedded":
+    archive = _adapter(kind or settings.kind, settings, create=create)
+    if settings.search_cache == 0:
+        return archive
+    return CachedArchive(archive, most=settings.search_cache)
+
+
+def _adapter(kind: ArchiveKind, settings: BotSettings, *, create: bool) -> ImageArchive:
+    if kind == "embedded":
         return EmbeddedArchive(settings.archive, create=create)
     from bot.archive.atlas import AtlasArchive  # noqa: PLC0415 - motor comes with the bot extra
 

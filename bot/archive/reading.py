@@ -6,7 +6,7 @@ from pathlib import Path
 
 import apsw
 
-from bot.archive.database import rows, snapshot, space_of, vectors
+from bot.archive.database import rows, snapshot, space_of, spaces, vectors
 from bot.archive.port import Entry, EntryKey, PictureKey, Stats, Vector
 from bot.archive.rows import PICTURE_COLUMNS, keys_json, moment, picture, unpacked
 
@@ -84,19 +84,33 @@ def _size_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
 
+def current_model(connection: apsw.Connection) -> str | None:
+    """See `ImageArchive.current_model`."""
+    with snapshot(connection):
+        chosen = rows(connection, "SELECT model_id FROM serving")
+        if chosen:
+            return str(chosen[0][0])
+        filled = [
+            space.model_id
+            for space in spaces(connection)
+            if rows(connection, f"SELECT 1 FROM {vectors(space.id)} LIMIT 1")
+        ]
+    return filled[0] if len(filled) == 1 else None
+
+
 def page(
     connection: apsw.Connection, model_id: str | None, after: EntryKey | None, size: int
 ) -> list[Entry]:
     """The next entries behind one, in the order of `Entry.key`; fewer than `size` at the end."""
     with snapshot(connection):
-        spaces = rows(
+        found_spaces = rows(
             connection,
             "SELECT id, model_id FROM space WHERE model_id >= ? AND model_id = ifnull(?, model_id) "
             "ORDER BY model_id",
             (after.model_id if after else "", model_id),
         )
         entries: list[Entry] = []
-        for space, its_model in spaces:
+        for space, its_model in found_spaces:
             begun = after is not None and after.model_id == its_model
             found = rows(
                 connection,

@@ -14,7 +14,10 @@ from bot.archive.rows import microseconds, packed
 
 # Up to so many vectors a search compares all of them: as fast as with codes, and it misses
 # nothing. Measured: see docs/adr/0009-codes-propose.md.
-EXACT_LIMIT = 30_000
+EXACT_LIMIT = 20_000
+
+# Vectors that one transaction deletes with their model.
+_DROP = 5000
 
 
 def upsert(
@@ -152,12 +155,60 @@ def delete(connection: apsw.Connection, selection: Selection) -> int:
         pictures = [row[0] for row in chosen_rows]
         _forget_vectors(connection, pictures)
         connection.executemany("DELETE FROM picture WHERE id = ?", ((id_,) for id_ in pictures))
-        connection.execute(
-            "DELETE FROM channel WHERE NOT EXISTS "
-            "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
+        _drop_empty_channels(connection)
+        codes.refresh(connection)
+    return len(pictures)
+
+
+def choose_model(connection: apsw.Connection, model_id: str) -> None:
+    """See `ImageArchive.choose_model`."""
+    with immediate(connection):
+        connection.execute("INSERT OR REPLACE INTO serving VALUES (1, ?)", (model_id,))
+
+
+def drop_some(connection: apsw.Connection, model_id: str) -> int:
+    """Deletes some of a model's vectors, and pictures that are left with none; returns how many.
+
+    Not all in one transaction: other writers have their turn in between.
+    """
+    with immediate(connection):
+        space = space_of(connection, model_id)
+        if space is None:
+            return 0
+        pictures = [
+            row[0]
+            for row in rows(
+                connection, f"SELECT picture FROM {vectors(space.id)} LIMIT ?", (_DROP,)
+            )
+        ]
+        connection.executemany(
+            f"DELETE FROM {vectors(space.id)} WHERE picture = ?", ((id_,) for id_ in pictures)
+        )
+        others = [vectors(other.id) for other in spaces(connection) if other.id != space.id]
+        bare = " AND ".join(
+            f"NOT EXISTS (SELECT 1 FROM {other} WHERE picture = :id)" for other in others
+        )
+        connection.executemany(
+            f"DELETE FROM picture WHERE id = :id {f'AND {bare}' if bare else ''}",
+            ({"id": id_} for id_ in pictures),
+        )
+        if len(pictures) < _DROP:
+            connection.execute(f"DROP TABLE {vectors(space.id)}")
+            codes.drop(connection, space)
+            connection.execute("DELETE FROM space WHERE id = ?", (space.id,))
+            _drop_empty_channels(connection)
+        connection.executemany(
+            "INSERT OR IGNORE INTO stale VALUES (?)", ((id_,) for id_ in pictures)
         )
         codes.refresh(connection)
     return len(pictures)
+
+
+def _drop_empty_channels(connection: apsw.Connection) -> None:
+    connection.execute(
+        "DELETE FROM channel WHERE NOT EXISTS "
+        "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
+    )
 
 
 def _forget_vectors(connection: apsw.Connection, pictures: list[int]) -> None:

@@ -39,6 +39,8 @@ PICTURE_FIELDS = (
 # Documents of the first bot have no model: nothing is known about their vectors' space until
 # `mapseek archive migrate --model` says it, and the unique key does not hold for them.
 OURS = {MODEL: {"$type": "string"}}
+UNCLAIMED = {MODEL: {"$exists": False}, VECTOR: {"$exists": True}}
+ARRAYS = {VECTOR: {"$type": "array"}}
 
 INDEXES = [
     IndexModel(

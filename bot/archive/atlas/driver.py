@@ -9,14 +9,13 @@ import inspect
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import DeleteOne, IndexModel, UpdateOne
-from pymongo.errors import BulkWriteError, CollectionInvalid, PyMongoError
+from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 from pymongo.operations import SearchIndexModel
 
 from bot.archive.atlas.troubles import (
@@ -39,6 +38,7 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 
 _DUPLICATE_KEY = 11000
+_NAMESPACE_EXISTS = 48
 
 Write = UpdateOne | DeleteOne
 Document = dict[str, Any]
@@ -74,7 +74,7 @@ class Driver:
             self._client: Any = AsyncIOMotorClient(
                 settings.required_atlas_uri(),
                 appname="mapseek",
-                compressors="zstd,zlib",
+                compressors="zlib",
                 connectTimeoutMS=_CONNECT_MS,
                 maxIdleTimeMS=300_000,
                 maxPoolSize=settings.atlas_connections,
@@ -86,6 +86,7 @@ class Driver:
             database = self._client[settings.atlas_database]
             self._database = database
             self._collection = database[settings.atlas_collection]
+            self._state = database[f"{settings.atlas_collection}_state"]
         except (PyMongoError, ValueError, TypeError) as error:
             # Not chained: a traceback could quote the connection string.
             raise unconfigured(error) from None
@@ -199,12 +200,32 @@ class Driver:
 
         return await self._call(run)
 
+    async def state(self) -> Document:
+        """What is remembered about the collection, in one document of a collection beside it."""
+
+        async def run() -> Document:
+            found: Document | None = await self._state.find_one({"_id": "archive"})
+            return found or {}
+
+        return await self._call(run)
+
+    async def remember(self, fields: Mapping[str, Any]) -> None:
+        """Sets fields of what `state` gives."""
+        await self._call(
+            lambda: self._state.update_one({"_id": "archive"}, {"$set": fields}, upsert=True)
+        )
+
     async def create_collection(self) -> None:
         """Makes the collection where it is missing."""
 
         async def run() -> None:
-            with suppress(CollectionInvalid):
+            try:
                 await self._database.create_collection(self._name)
+            except CollectionInvalid:
+                pass
+            except OperationFailure as error:
+                if error.code != _NAMESPACE_EXISTS:
+                    raise
 
         await self._call(run)
 

@@ -1,43 +1,175 @@
 """The adapters that the contract runs against, and pictures to put into them."""
 
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+import os
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
+from pymongo import MongoClient
 
+from bot.archive.atlas import AtlasArchive, managing
+from bot.archive.atlas.driver import Driver
+from bot.archive.cached import CachedArchive
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import Entry, ImageArchive, Picture, PictureKey, Vector
+from bot.settings import BotSettings
+from tests.bot.archive.atlas.proxy import AtlasProxy
+from tests.bot.archive.atlas.secantus import MISSING, Secantus
 
 MODEL = "toy@000000000000"
 
 # Opens the archive of that name; the same name opens the same archive again.
 OpenArchive = Callable[[str], AbstractAsyncContextManager[ImageArchive]]
 
+# The real thing: a cluster in Atlas, or mongodb/mongodb-atlas-local.
+REAL_ATLAS = os.environ.get("MAPSEEK_TEST_ATLAS_URI", "")
+_REAL_COLLECTION = "mapseek_contract"
 
-def _embedded(folder: Path) -> OpenArchive:
+# The lengths of the contract's vectors.
+_LENGTHS = (2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Atlas:
+    """A MongoDB server and, before it, what makes it an Atlas."""
+
+    server: Secantus
+    proxy: AtlasProxy
+
+    def settings(self, name: str, **others: Any) -> BotSettings:
+        """Settings for a database of that name."""
+        known: dict[str, Any] = {
+            "atlas_uri": SecretStr(self.proxy.uri),
+            "atlas_database": name,
+            "atlas_timeout_s": 30,
+            "atlas_retry_s": 30,
+        }
+        return BotSettings(_env_file=None, **known | others)  # type: ignore[call-arg]
+
+
+@pytest.fixture(scope="session")
+def atlas_of_the_session() -> Iterator[Atlas]:
+    if MISSING:
+        pytest.skip(MISSING)
+    with Secantus() as server, AtlasProxy(server.address) as proxy:
+        yield Atlas(server=server, proxy=proxy)
+
+
+@pytest.fixture
+def atlas(atlas_of_the_session: Atlas) -> Iterator[Atlas]:
+    """The session's Atlas as it was in the beginning."""
+    yield atlas_of_the_session
+    proxy = atlas_of_the_session.proxy
+    proxy.follow()
+    proxy.calm()
+    proxy.building, proxy.searching = False, True
+
+
+@pytest.fixture
+def database() -> str:
+    """The name of a database that nobody has used."""
+    return f"t{next(_databases)}"
+
+
+_databases = itertools.count()
+
+
+@asynccontextmanager
+async def opened(settings: BotSettings, lengths: Sequence[int] = _LENGTHS) -> Any:
+    """An archive in Atlas with its indexes built."""
+    await initialised(settings, lengths)
+    async with AtlasArchive(settings) as archive:
+        yield archive
+
+
+async def initialised(settings: BotSettings, lengths: Sequence[int]) -> None:
+    driver = Driver(settings)
+    try:
+        await managing.init(driver, settings, lengths, tell=lambda _: None, wait_s=600)
+    finally:
+        await driver.close()
+
+
+def _embedded(request: pytest.FixtureRequest) -> OpenArchive:
+    folder: Path = request.getfixturevalue("tmp_path")
     return lambda name: EmbeddedArchive(folder / f"{name}.db")
 
 
-def _coded(folder: Path) -> OpenArchive:
+def _coded(request: pytest.FixtureRequest) -> OpenArchive:
     """The embedded one as it is when it is large: with codes, and few proposals."""
+    folder: Path = request.getfixturevalue("tmp_path")
     return lambda name: EmbeddedArchive(folder / f"{name}.db", exact_limit=0, proposals=1)
 
 
+def _cached(request: pytest.FixtureRequest) -> OpenArchive:
+    embedded = _embedded(request)
+    # One answer is kept, so that some are dropped as well.
+    return lambda name: CachedArchive(embedded(name), most=1)  # type: ignore[arg-type]
+
+
+def _atlas(request: pytest.FixtureRequest, **others: Any) -> OpenArchive:
+    atlas: Atlas = request.getfixturevalue("atlas")
+    databases: defaultdict[str, str] = defaultdict(lambda: f"t{next(_databases)}")
+    return lambda name: opened(atlas.settings(databases[name], **others))
+
+
+def _searched(request: pytest.FixtureRequest) -> OpenArchive:
+    """What is found comes from the search index, which is never behind."""
+    return _atlas(request, atlas_lag_s=0)
+
+
+def _remembered(request: pytest.FixtureRequest) -> OpenArchive:
+    """The search index never learns anything: what is found was kept in memory."""
+    atlas: Atlas = request.getfixturevalue("atlas")
+    atlas.proxy.freeze()
+    return _atlas(request)
+
+
+def _real_atlas(request: pytest.FixtureRequest) -> OpenArchive:
+    settings = BotSettings(
+        atlas_uri=SecretStr(REAL_ATLAS),
+        atlas_collection=_REAL_COLLECTION,
+        atlas_timeout_s=60,
+        _env_file=None,  # type: ignore[call-arg]
+    )
+    used: list[str] = []
+
+    @asynccontextmanager
+    async def open_(name: str) -> AsyncIterator[ImageArchive]:
+        # Three indexes are all that a free cluster allows: one collection serves all archives.
+        if used[-1:] != [name]:
+            used.append(name)
+            client: MongoClient[dict[str, Any]] = MongoClient(REAL_ATLAS)
+            with client:
+                client[settings.atlas_database][_REAL_COLLECTION].delete_many({})
+        async with opened(settings) as archive:
+            yield archive
+
+    return open_
+
+
 # Another adapter joins the contract by one line here.
-ADAPTERS: dict[str, Callable[[Path], OpenArchive]] = {
+ADAPTERS: dict[str, Callable[[pytest.FixtureRequest], OpenArchive]] = {
     "embedded": _embedded,
     "embedded, coded": _coded,
+    "embedded, cached": _cached,
+    "atlas": _searched,
+    "atlas, index behind": _remembered,
+    **({"real atlas": _real_atlas} if REAL_ATLAS else {}),
 }
 
 
 @pytest.fixture(params=ADAPTERS)
-def open_archive(request: pytest.FixtureRequest, tmp_path: Path) -> OpenArchive:
-    return ADAPTERS[request.param](tmp_path)
+def open_archive(request: pytest.FixtureRequest) -> OpenArchive:
+    return ADAPTERS[request.param](request)
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""Moving a collection of the first bot to today's documents and index, while it goes on serving.
+
+Every step may be repeated, and the old index is dropped last: what is interrupted is finished by
+the same command.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo import DeleteOne, UpdateOne
+
+from bot.archive.atlas import documents, managing
+from bot.archive.atlas.driver import Document, Driver, Write
+from bot.archive.atlas.managing import Tell
+from bot.archive.port import ArchiveError
+from bot.settings import BotSettings
+
+_PAGE = 500
+_DUPLICATE_KEY = 11000
+
+_LINK = re.compile(r"discord(?:app)?\.com/channels/(\d+|@me)/(\d+)/(\d+)")
+_ATTACHMENT = re.compile(r"/attachments/\d+/(\d+)/([^/?#]+)")
+
+
+@dataclass(slots=True, kw_only=True)
+class Migrated:
+    """What a migration did.
+
+    Attributes:
+        claimed: Documents that were given what they lacked.
+        doubles: Documents that said the same as another, and were deleted.
+        unreadable: Documents that are no pictures and were left as they are.
+        packed: Vectors that were arrays and are BinData now.
+        dropped: Search indexes of the old kind that are gone.
+    """
+
+    claimed: int = 0
+    doubles: int = 0
+    unreadable: int = 0
+    packed: int = 0
+    dropped: int = 0
+
+
+async def migrate(
+    driver: Driver, settings: BotSettings, model_id: str | None, *, tell: Tell, wait_s: float
+) -> Migrated:
+    """Brings documents and index up to date.
+
+    Args:
+        driver: The collection.
+        settings: How to name and make the index.
+        model_id: Which model made the vectors of documents that do not say it.
+        tell: Is told of every step.
+        wait_s: How long to wait for the new index, in seconds.
+
+    Raises:
+        ForbiddenError: The user may not make search indexes.
+        ArchiveError: There are documents without a model and none is given; the new index failed,
+            or finds nothing.
+    """
+    done = Migrated()
+    health = await managing.inspect(driver, settings)
+    if health.unclaimed and model_id is None:
+        raise ArchiveError(
+            f"{health.unclaimed} documents do not say which model made their vectors: name it with "
+            "--model (`mapseek stats` shows the ids in use; any name will do for a model that is "
+            "not served any more)."
+        )
+    await driver.create_collection()
+    await driver.create_indexes(documents.INDEXES)
+    if model_id is not None:
+        await _claim(driver, model_id, done, tell)
+    health = await managing.inspect(driver, settings)
+    lengths = sorted({model.dimensions for model in health.models})
+    await managing.init(driver, settings, lengths, tell=tell, wait_s=wait_s)
+    # Only now: the old index is documented to read arrays of doubles.
+    await _pack(driver, done, tell)
+    for index in health.indexes:
+        if index.legacy and index.dimensions in lengths:
+            await driver.drop_search_index(index.name)
+            done.dropped += 1
+            tell(f"The old index {index.name} is dropped.")
+    return done
+
+
+async def _claim(driver: Driver, model_id: str, done: Migrated, tell: Tell) -> None:
+    after: Any = None
+    while page := await _page(driver, documents.UNCLAIMED, after):
+        after = page[-1]["_id"]
+        readable = {number: _lacking(one, model_id) for number, one in enumerate(page)}
+        writes: list[Write] = []
+        ids = []
+        for number, fields in readable.items():
+            if fields is not None:
+                writes.append(UpdateOne({"_id": page[number]["_id"]}, {"$set": fields}))
+                ids.append(page[number]["_id"])
+        done.unreadable += len(page) - len(writes)
+        failures = await driver.bulk(writes)
+        for failure in failures:
+            if failure.code != _DUPLICATE_KEY:
+                raise ArchiveError(f"Document {ids[failure.index]}: {failure.reason}.")
+        await driver.bulk([DeleteOne({"_id": ids[failure.index]}) for failure in failures])
+        done.doubles += len(failures)
+        done.claimed += len(writes) - len(failures)
+        tell(f"{done.claimed} documents say now that {model_id} made their vectors.")
+
+
+async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
+    after: Any = None
+    while page := await _page(driver, documents.ARRAYS, after):
+        after = page[-1]["_id"]
+        writes: list[Write] = []
+        for one in page:
+            try:
+                vector = documents.vector_of(one)
+            except ArchiveError:
+                done.unreadable += 1
+                continue
+            stored = documents.stored_vector(vector, None, what=f"document {one['_id']}")
+            # Whoever stored another vector meanwhile is right.
+            same = {"_id": one["_id"], documents.VECTOR: one[documents.VECTOR]}
+            writes.append(UpdateOne(same, {"$set": {documents.VECTOR: stored}}))
+        await driver.bulk(writes)
+        done.packed += len(writes)
+        tell(f"{done.packed} vectors take a third of the room now.")
+
+
+async def _page(driver: Driver, where: dict[str, Any], after: Any) -> list[Document]:
+    behind = {} if after is None else {"_id": {"$gt": after}}
+    return await driver.find(where | behind, sort=("_id",), limit=_PAGE)
+
+
+def _lacking(document: Document, model_id: str) -> dict[str, Any] | None:
+    """What a document of the first bot lacks; None where it is no picture."""
+    try:
+        documents.vector_of(document)
+        picture = documents.picture_of(document)
+    except (ArchiveError, KeyError):
+        return None
+    link = _LINK.search(picture.message_link)
+    file = _ATTACHMENT.search(picture.image_url)
+    url_hash = hashlib.sha256(picture.image_url.encode()).hexdigest()[:16]
+    return {
+        documents.MODEL: model_id,
+        documents.GUILD: picture.guild_id or (link[1].replace("@me", "") if link else ""),
+        documents.ATTACHMENT: picture.key.attachment_id or (file[1] if file else f"url-{url_hash}"),
+        documents.HASH: picture.content_hash,
+        documents.SPOILER: picture.spoiler or bool(file and file[2].startswith("SPOILER_")),
+        "author": picture.author,
+        "channel": picture.channel,
+    }
