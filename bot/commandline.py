@@ -9,6 +9,7 @@ from bot import console
 from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
+from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import SourceError
 from bot.importer.source import Kind, open_source
@@ -96,9 +97,10 @@ async def _find(
 ) -> int:
     async with (
         open_archive(None, settings, create=False) as archive,
-        EmbeddingClient(client_settings) as client,
+        CurrentClient(client_settings, archive, next_server=settings.next_server) as client,
     ):
-        model = await _ready(client, client_settings)
+        await _ready(client, client_settings)
+        model = await client.model()
         verdicts: list[Verdict | None]
         asked: bytes | str
         if isinstance(query, Path):

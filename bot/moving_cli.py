@@ -1,6 +1,6 @@
 """`mapseek archive copy|export|import|reembed|switch|drop`: what can be asked of them."""
 # ruff: noqa: PLC0415 - imports wait for their command, so that --help is quick
-# ruff: noqa: FBT002 - typer makes options of parameters
+# ruff: noqa: FBT002, PLR0917 - typer makes options of parameters
 
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,9 @@ def add_to(app: typer.Typer) -> None:
     app.command("copy")(copy)
     app.command("export")(export)
     app.command("import")(import_)
+    app.command("reembed")(reembed)
+    app.command("switch")(switch)
+    app.command("drop")(drop)
 
 
 def copy(
@@ -102,3 +105,86 @@ def import_(
     from bot.moving import commands
 
     raise typer.Exit(commands.import_(file, archive=archive, replace=replace))
+
+
+def reembed(
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The server of the new model. [dim]MAPSEEK_NEXT_SERVER, else MAPSEEK_SERVER[/]",
+        ),
+    ] = None,
+    media: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder with the pictures, such as an export's media; names do not matter.",
+        ),
+    ] = None,
+    links: Annotated[
+        bool, typer.Option("--links/--no-links", help="Whether to download from stored links.")
+    ] = True,
+    leave_behind: Annotated[
+        bool,
+        typer.Option(
+            "--leave-behind", help="Switch even if some pictures could not be embedded again."
+        ),
+    ] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Delete the vectors of other models at the end.")
+    ] = False,
+    archive: ArchiveOption = None,
+) -> None:
+    """Embed every picture again with another model, and switch searches over when done.
+
+    [dim]mapseek serve --model models/b32 --listen 127.0.0.1:50052[/]
+    [dim]mapseek archive reembed --server 127.0.0.1:50052 --media ~/exports[/]
+
+    Searches go on on the old model and its server meanwhile.
+
+    The pictures come from --media, from where they lie on disk, and from Discord: that needs the
+    bot's token (MAPSEEK_DISCORD_TOKEN). What is not to be had is listed; then it exits with 1 and
+    does not switch.
+
+    Stopping keeps what was done; the same command goes on from there.
+    """
+    from bot.moving import commands
+
+    raise typer.Exit(
+        commands.reembed(
+            archive=archive,
+            server=server,
+            media=media,
+            links=links,
+            leave_behind=leave_behind,
+            drop_old=drop_old,
+        )
+    )
+
+
+_ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", show_default=False, help="As `mapseek stats` names it.")
+]
+
+
+def switch(model: _ModelArgument, archive: ArchiveOption = None) -> None:
+    """Choose the model whose vectors searches compare; a server must serve it.
+
+    [dim]mapseek archive switch mapseek-small@0123456789ab[/]
+    """
+    from bot.moving import commands
+
+    raise typer.Exit(commands.switch(model, archive=archive))
+
+
+def drop(model: _ModelArgument, archive: ArchiveOption = None) -> None:
+    """Delete a model's vectors, and pictures that have no vector of another.
+
+    [dim]mapseek archive drop mapseek-small@0123456789ab[/]
+
+    The model that searches use is not dropped.
+    """
+    from bot.moving import commands
+
+    raise typer.Exit(commands.drop(model, archive=archive))

@@ -18,6 +18,7 @@ from rich.text import Text
 from bot.console import console, plain
 from bot.moving.copying import Copied
 from bot.moving.files import Imported
+from bot.moving.reembedding import Reembedder
 
 _LINE_EVERY_S = 10.0
 _MOST_NAMES = 20
@@ -129,6 +130,46 @@ def print_imported(imported: Imported, archive: str, *, stopped: bool = False) -
         out.print(Text(f"  line {line.number}: {plain(line.reason)}", style="yellow"))
     if imported.bad > most:
         out.print(Text(f"  and {imported.bad - most} more"))
+
+
+def print_reembedded(run: Reembedder, model_id: str, *, stopped: bool = False) -> None:
+    """What a run has embedded, and what it could not."""
+    out = console()
+    progress = run.progress
+    summary = f"{progress.stored} pictures have got a vector of {model_id}."
+    if stopped:
+        summary = f"Stopped: {summary} The same command goes on from here."
+    out.print(Text(plain(summary)))
+    for reason, count in run.reasons.most_common():
+        out.print(Text(f"\nNot embedded ({count}): {plain(reason)}.", style="yellow"))
+        names = [aside.name for aside in run.set_aside if aside.reason == reason]
+        most = _MOST_NAMES if out.is_terminal else len(names)
+        for name in names[:most]:
+            out.print(Text(f"  {plain(name)}"))
+        if count > min(most, len(names)):
+            out.print(Text(f"  and {count - min(most, len(names))} more"))
+
+
+def print_switch(old: str, new: str, *, switched: bool, server: str) -> None:
+    """Which model searches use now, and what is left to do."""
+    out = console()
+    if not switched:
+        out.print(
+            Text(
+                f"\nSearches stay on {old}. Run the command again when the others can be had, or "
+                "add --leave-behind to go on without them: searches will then not find them.",
+                style="red",
+            )
+        )
+        return
+    out.print(Text(f"\nSearches use {new} from now on.", style="green"))
+    out.print(
+        Text(
+            f"Set MAPSEEK_SERVER={server} for the bot, if MAPSEEK_NEXT_SERVER does not name it "
+            f"already. The vectors of {old} are kept: `mapseek archive drop {old}` deletes them, "
+            f"`mapseek archive switch {old}` goes back."
+        )
+    )
 
 
 def say(sentence: str) -> None:
