@@ -1,6 +1,7 @@
 """`mapseek bench archive`: filling and searching an archive, by its size."""
 
 import asyncio
+import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,7 @@ from benchmarks.report import Progress, Report, Table, Target
 from benchmarks.vectors import Maps, draw_maps
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import Entry, ImageArchive, Picture, PictureKey, Query, Vector
+from bot.settings import BotSettings
 
 _GUILD = "1"
 _CHANNELS = 8
@@ -31,6 +33,7 @@ _MATCHES = 3
 _SAME_SCORE = 1e-5
 _MIN_RECALL = 0.99
 _MAX_P50_MS = 300.0
+_INDEX_WAIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ async def _measure(
 ) -> None:
     sizes = sorted(set(options.sizes))
     truth = {"everything": _Truth(maps.queries), "one channel": _Truth(maps.queries)}
-    async with _opened(options) as archive:
+    async with _opened(options, maps.drawn.shape[1]) as archive:
         for filled, size in pairwise((0, *sizes)):
             seconds = 0.0
             for start in range(filled, size, _BATCH):
@@ -177,11 +180,35 @@ async def _search(
 
 
 @asynccontextmanager
-async def _opened(options: ArchiveBenchOptions) -> AsyncIterator[ImageArchive]:
+async def _opened(options: ArchiveBenchOptions, dimensions: int) -> AsyncIterator[ImageArchive]:
     """An empty archive that goes away afterwards."""
+    if options.archive == "atlas":
+        async with _atlas(dimensions) as archive:
+            yield archive
+        return
     with tempfile.TemporaryDirectory() as folder:
         async with EmbeddedArchive(Path(folder) / "archive.db") as archive:
             yield archive
+
+
+@asynccontextmanager
+async def _atlas(dimensions: int) -> AsyncIterator[ImageArchive]:
+    """A collection of its own beside the real one, with its search index."""
+    from bot.archive.atlas import AtlasArchive, managing  # noqa: PLC0415 - with the bot extra
+    from bot.archive.atlas.driver import Driver  # noqa: PLC0415
+
+    name = f"mapseek_bench_{secrets.token_hex(4)}"
+    settings = BotSettings.load(archive_kind="atlas", atlas_collection=name)
+    driver = Driver(settings)
+    try:
+        await managing.init(
+            driver, settings, [dimensions], tell=lambda _: None, wait_s=_INDEX_WAIT_S
+        )
+        async with AtlasArchive(settings) as archive:
+            yield archive
+    finally:
+        await driver.drop_collection()
+        await driver.close()
 
 
 def _own_memory() -> int:

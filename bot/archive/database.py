@@ -165,8 +165,8 @@ def space_of(connection: apsw.Connection, model_id: str) -> Space | None:
     return next((space for space in spaces(connection) if space.model_id == model_id), None)
 
 
-def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> int:
-    """Makes room for the vectors of one more model and returns the id of its space."""
+def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> Space:
+    """Makes room for the vectors of one more model."""
     connection.execute(
         "INSERT INTO space (model_id, dimensions) VALUES (?, ?)", (model_id, dimensions)
     )
@@ -176,7 +176,7 @@ def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> i
         f"picture INTEGER PRIMARY KEY, embedding FLOAT[{dimensions}] distance_metric=cosine, "
         f"channel INTEGER, spoiler INTEGER, chunk_size={_CHUNK_SIZE})"
     )
-    return space
+    return Space(id=space, model_id=model_id, dimensions=dimensions, centre=None)
 
 
 def vectors(space: int) -> str:

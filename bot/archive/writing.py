@@ -25,8 +25,9 @@ def upsert(
 ) -> None:
     """See `ImageArchive.upsert_many`. Makes codes for a model that has outgrown the limit."""
     with immediate(connection):
+        known = {space.model_id: space for space in spaces(connection)}
         for entry in entries:
-            _upsert(connection, entry)
+            _upsert(connection, entry, known)
         codes.refresh(connection)
         _make_codes(connection, exact_limit)
 
@@ -57,13 +58,14 @@ def _lacking(connection: apsw.Connection, exact_limit: int) -> list[Space]:
     ]
 
 
-def _upsert(connection: apsw.Connection, entry: Entry) -> None:
+def _upsert(connection: apsw.Connection, entry: Entry, known: dict[str, Space]) -> None:
     what = f"picture {entry.picture.key.message_id}/{entry.picture.key.attachment_id}"
-    space = space_of(connection, entry.model_id)
+    space = known.get(entry.model_id)
     blob = packed(entry.embedding, space.dimensions if space else None, what=what)
-    table = vectors(
-        space.id if space else make_space(connection, entry.model_id, entry.embedding.size)
-    )
+    if space is None:
+        space = make_space(connection, entry.model_id, entry.embedding.size)
+        known[entry.model_id] = space
+    table = vectors(space.id)
     channel = _channel(connection, entry.picture)
     picture = _picture(connection, entry.picture, channel)
     connection.execute(f"DELETE FROM {table} WHERE picture = ?", (picture,))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 from typer.testing import CliRunner, Result
 
 from benchmarks.cli import app
@@ -12,6 +13,8 @@ from benchmarks.machine import this_machine
 from benchmarks.report import Report, Target
 from benchmarks.server_process import run_server
 from inference.errors import EmbeddingError, StartupError
+from tests.bot.archive.atlas.proxy import AtlasProxy
+from tests.bot.archive.atlas.secantus import MISSING, Secantus
 
 
 def bench(*arguments: object) -> Result:
@@ -55,6 +58,20 @@ def test_archive(model: Path, tmp_path: Path) -> None:
         assert row["disk_mb"] > 0
         assert row["inserts_per_s"] > 0
     assert [target["met"] for target in data["targets"]][1] is True
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_archive_in_atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "archive.json"
+    what = ("--archive", "atlas", "--size", 40, "--maps", 12, "--searches", 4, "--json", out)
+    with Secantus() as server, AtlasProxy(server.address) as proxy:
+        monkeypatch.setenv("MAPSEEK_ATLAS_URI", proxy.uri)
+        monkeypatch.setenv("MAPSEEK_ATLAS_DATABASE", "maps")
+        data = data_of(bench("archive", "-m", model, *what), out)
+        client: MongoClient[dict[str, Any]] = MongoClient(proxy.uri)
+        with client:
+            assert client["maps"].list_collection_names() == []
+    assert [row["recall"] for row in data["rows"]] == [1, 1]
 
 
 def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:

@@ -229,6 +229,10 @@ class Driver:
 
         await self._call(run)
 
+    async def drop_collection(self) -> None:
+        """Removes the collection with everything in it, and its indexes."""
+        await self._call(self._collection.drop)
+
     async def create_indexes(self, models: Sequence[IndexModel]) -> None:
         """Makes b-tree indexes where they are missing."""
         await self._call(lambda: self._collection.create_indexes(list(models)))

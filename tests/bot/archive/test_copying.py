@@ -16,6 +16,7 @@ from bot.archive.port import ArchiveError, EntriesRefusedError, Entry, EntryKey,
 from bot.cli import app
 from bot.moving.comparing import Checksum, digest
 from bot.moving.copying import Copied, Copier
+from tests.bot.archive.conftest import Atlas, opened
 
 MakeEntry = Callable[..., Entry]
 OTHER = "other@111111111111"
@@ -61,6 +62,25 @@ async def test_everything_is_copied_once_and_verified(tmp_path: Path, entries: l
     again = await copy(EmbeddedArchive(one), EmbeddedArchive(other))
     assert (again.stored, again.there, again.changed, again.verified) == (0, 750, 0, True)
     assert str(again.sums.source) == str(copied.sums.source)
+
+
+async def test_to_atlas_and_back(
+    tmp_path: Path, atlas: Atlas, database: str, entries: list[Entry]
+) -> None:
+    one, other = tmp_path / "one.db", tmp_path / "other.db"
+    await fill(one, entries)
+    settings = atlas.settings(database)
+    async with opened(settings) as there:
+        # Half of it was copied by a run that was killed.
+        await there.upsert_many(entries[:300])
+        async with EmbeddedArchive(one) as source:
+            out = await Copier(source, there).run()
+        assert (out.stored, out.there, out.verified) == (450, 300, True)
+        async with EmbeddedArchive(other) as target:
+            back = await Copier(there, target).run()
+        assert (back.stored, back.verified) == (750, True)
+    assert str(back.sums.source) == str(out.sums.source)
+    assert await stored(other) == await stored(one)
 
 
 class _Dying(EmbeddedArchive):
