@@ -1,4 +1,4 @@
-"""What `mapseek archive` does to Atlas: between its options (`bot.archive_cli`) and use cases."""
+"""What `mapseek archive` does to Atlas, between options (`bot.archive_cli`) and use cases."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence

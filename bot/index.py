@@ -2,8 +2,8 @@
 
     source ▶ not stored yet ▶ read ▶ bytes not embedded yet ▶ embed (bulk lane) ▶ store in batches
 
-Everything between is bounded, and a batch is stored whole or not at all: a run may be stopped at
-any moment, and the next one goes on from there.
+Everything between is bounded, and what is stored twice is stored once: a run may be stopped at any
+moment, and the next one goes on from there.
 """
 
 import asyncio
@@ -15,7 +15,15 @@ from typing import Any
 
 from opentelemetry import trace
 
-from bot.archive.port import Entry, ImageArchive, Picture, PictureKey, Selection, Vector
+from bot.archive.port import (
+    EntriesRefusedError,
+    Entry,
+    ImageArchive,
+    Picture,
+    PictureKey,
+    Selection,
+    Vector,
+)
 from bot.importer.files import UnreadableError, read
 from bot.importer.found import Found, SetAside, Source
 from inference.client import Embedded, EmbeddingClient, ModelInfo
@@ -221,15 +229,22 @@ class Indexer:
                 return
             batch = self._ready[:]
             await self._forget_old_versions([one.found for one, _ in batch])
-            await self._archive.upsert_many(
-                [
-                    Entry(picture=one.picture, model_id=self._model.id, embedding=vector)
-                    for one, vector in batch
-                ]
-            )
+            refused: dict[PictureKey, str] = {}
+            try:
+                await self._archive.upsert_many(
+                    [
+                        Entry(picture=one.picture, model_id=self._model.id, embedding=vector)
+                        for one, vector in batch
+                    ]
+                )
+            except EntriesRefusedError as error:
+                refused = error.by_picture
             del self._ready[: len(batch)]
             self._under_way.difference_update(one.found.key for one, _ in batch)
-            self._tell(stored=self.progress.stored + len(batch))
+            for one, _ in batch:
+                if one.found.key in refused:
+                    self._put_aside(one.found, f"is refused: {refused[one.found.key]}")
+            self._tell(stored=self.progress.stored + len(batch) - len(refused))
 
     async def _forget_old_versions(self, batch: list[Found]) -> None:
         """Deletes pictures whose file was changed in its place; other models' of the same stay."""

@@ -18,7 +18,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry import metrics, trace
 
-from bot.archive.port import ArchiveError, Entry, ImageArchive, Picture, Selection
+from bot.archive.port import (
+    ArchiveError,
+    EntriesRefusedError,
+    Entry,
+    ImageArchive,
+    Picture,
+    PictureKey,
+    Selection,
+)
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
 from bot.pictures import Sighting
 from bot.queue import Queue, Queued
@@ -163,12 +171,21 @@ class Ingest:
         async with self._writing:
             await self._apply_deletions()
             wanted = self._queue.still_here(entry.picture.key for entry in entries)
-            if wanted:
+            if not wanted:
+                return
+            refused: dict[PictureKey, str] = {}
+            try:
                 await self._archive.upsert_many(
                     [entry for entry in entries if entry.picture.key in wanted]
                 )
-                self._queue.done(wanted)
-                _pictures.add(len(wanted), {"outcome": "indexed"})
+            except EntriesRefusedError as error:
+                refused = error.by_picture
+            for key, reason in refused.items():
+                self._queue.set_aside(key, reason=f"The archive refuses it: {reason}")
+                _pictures.add(1, {"outcome": "set aside"})
+                _log.warning("Set aside %s/%s: %s", key.message_id, key.attachment_id, reason)
+            self._queue.done(wanted - refused.keys())
+            _pictures.add(len(wanted) - len(refused), {"outcome": "indexed"})
 
     async def _apply_deletions(self) -> None:
         for number, selection in self._queue.deletions():

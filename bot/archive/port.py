@@ -45,6 +45,11 @@ class EntriesRefusedError(ArchiveError):
         super().__init__(f"The archive refused {len(refused)} of the pictures: {reason}")
         self.refused = dict(refused)
 
+    @property
+    def by_picture(self) -> "dict[PictureKey, str]":
+        """Why, for each picture."""
+        return {key.picture: reason for key, reason in self.refused.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class EntryKey:
@@ -59,6 +64,11 @@ class EntryKey:
     model_id: str
     message_id: str
     attachment_id: str
+
+    @property
+    def picture(self) -> PictureKey:
+        """Which picture it is."""
+        return PictureKey(message_id=self.message_id, attachment_id=self.attachment_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

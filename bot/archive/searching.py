@@ -16,7 +16,7 @@ from bot.archive.rows import PICTURE_COLUMNS, microseconds, packed, picture
 _MOST_NEIGHBOURS = 4096
 
 # How many vectors are compared exactly where codes propose them, and at least how many for each
-# match that is asked for. Measured: see docs/adr/0009-codes-propose.md.
+# match that is asked for. Measured: see docs/adr/0011-codes-propose.md.
 PROPOSALS = 2000
 _PER_MATCH = 50
 

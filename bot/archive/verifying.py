@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bot.archive.port import Entry, EntryKey, ImageArchive, Query
+from bot.archive.port import ArchiveError, Entry, EntryKey, ImageArchive, Query
 
 _TELL_EVERY = 1000
 # Of a picture with itself, by an index that may keep vectors in bytes or bits.
@@ -43,7 +43,7 @@ async def verify(
         seed: Which entries are taken.
 
     Raises:
-        ArchiveError: An entry cannot be read, or the archive cannot be searched.
+        ArchiveError: An entry cannot be read.
     """
     found = Verified()
     taken: list[Entry] = []
@@ -87,15 +87,18 @@ def _check(entry: Entry, lengths: dict[str, int], found: Verified) -> None:
 
 async def _look_for(archive: ImageArchive, entry: Entry, found: Verified) -> None:
     found.searched += 1
-    matches = await archive.search(
-        Query(
-            embedding=entry.embedding,
-            model_id=entry.model_id,
-            limit=1,
-            guild_id=entry.picture.guild_id,
-            channel_ids=frozenset({entry.picture.channel_id}),
-        )
+    query = Query(
+        embedding=entry.embedding,
+        model_id=entry.model_id,
+        limit=1,
+        guild_id=entry.picture.guild_id,
+        channel_ids=frozenset({entry.picture.channel_id}),
     )
+    try:
+        matches = await archive.search(query)
+    except ArchiveError as error:
+        found.problems.append(f"{_name(entry)} cannot be looked for: {error}")
+        return
     # Another post of the same picture is as good an answer.
     if not matches or matches[0].score < _SAME:
         found.problems.append(

@@ -13,7 +13,7 @@ from bot.archive.port import ArchiveError, Entry, Picture, Selection
 from bot.archive.rows import microseconds, packed
 
 # Up to so many vectors a search compares all of them: as fast as with codes, and it misses
-# nothing. Measured: see docs/adr/0009-codes-propose.md.
+# nothing. Measured: see docs/adr/0011-codes-propose.md.
 EXACT_LIMIT = 20_000
 
 # Vectors that one transaction deletes with their model.

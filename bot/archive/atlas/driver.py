@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import DeleteOne, IndexModel, UpdateOne
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    CollectionInvalid,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
 from pymongo.operations import SearchIndexModel
 
 from bot.archive.atlas.troubles import (
@@ -69,10 +75,16 @@ class Driver:
             StartupError: There is no connection string.
             ArchiveError: It cannot be read.
         """
+        # Below this the driver logs its commands, and with them the documents.
+        logging.getLogger("pymongo").setLevel(logging.INFO)
         self._retry_s = settings.atlas_retry_s
+        uri = settings.required_atlas_uri()
+        # The driver takes anything else for the name of a host.
+        if not uri.startswith(("mongodb://", "mongodb+srv://")):
+            raise unconfigured(InvalidURI("Its scheme must be mongodb:// or mongodb+srv://"))
         try:
             self._client: Any = AsyncIOMotorClient(
-                settings.required_atlas_uri(),
+                uri,
                 appname="mapseek",
                 compressors="zlib",
                 connectTimeoutMS=_CONNECT_MS,

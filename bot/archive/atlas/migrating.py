@@ -18,7 +18,6 @@ from bot.archive.port import ArchiveError
 from bot.settings import BotSettings
 
 _PAGE = 500
-_DUPLICATE_KEY = 11000
 
 _LINK = re.compile(r"discord(?:app)?\.com/channels/(\d+|@me)/(\d+)/(\d+)")
 _ATTACHMENT = re.compile(r"/attachments/\d+/(\d+)/([^/?#]+)")
@@ -89,21 +88,31 @@ async def _claim(driver: Driver, model_id: str, done: Migrated, tell: Tell) -> N
     after: Any = None
     while page := await _page(driver, documents.UNCLAIMED, after):
         after = page[-1]["_id"]
-        readable = {number: _lacking(one, model_id) for number, one in enumerate(page)}
+        lacking = {one["_id"]: (one, _lacking(one, model_id)) for one in page}
+        messages = {"$in": [one[documents.MESSAGE] for one in page if documents.MESSAGE in one]}
+        known = {
+            documents.picture_key(one)
+            for one in await driver.find(
+                {documents.MODEL: model_id, documents.MESSAGE: messages},
+                (documents.MESSAGE, documents.ATTACHMENT),
+            )
+        }
         writes: list[Write] = []
-        ids = []
-        for number, fields in readable.items():
-            if fields is not None:
-                writes.append(UpdateOne({"_id": page[number]["_id"]}, {"$set": fields}))
-                ids.append(page[number]["_id"])
-        done.unreadable += len(page) - len(writes)
-        failures = await driver.bulk(writes)
-        for failure in failures:
-            if failure.code != _DUPLICATE_KEY:
-                raise ArchiveError(f"Document {ids[failure.index]}: {failure.reason}.")
-        await driver.bulk([DeleteOne({"_id": ids[failure.index]}) for failure in failures])
-        done.doubles += len(failures)
-        done.claimed += len(writes) - len(failures)
+        for id_, (one, fields) in lacking.items():
+            if fields is None:
+                done.unreadable += 1
+                continue
+            key = documents.picture_key(one | fields)
+            if key in known:
+                writes.append(DeleteOne({"_id": id_}))
+                done.doubles += 1
+                continue
+            known.add(key)
+            # Whoever claimed it meanwhile is right.
+            writes.append(UpdateOne({"_id": id_} | documents.UNCLAIMED, {"$set": fields}))
+            done.claimed += 1
+        for failure in await driver.bulk(writes):
+            raise ArchiveError(f"Atlas refuses to change a document: {failure.reason}.")
         tell(f"{done.claimed} documents say now that {model_id} made their vectors.")
 
 

@@ -3,9 +3,8 @@
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +14,11 @@ import pytest
 from pydantic import SecretStr
 from pymongo import MongoClient
 
-from bot.archive.atlas import AtlasArchive, managing
-from bot.archive.atlas.driver import Driver
 from bot.archive.cached import CachedArchive
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import Entry, ImageArchive, Picture, PictureKey, Vector
 from bot.settings import BotSettings
-from tests.bot.archive.atlas.proxy import AtlasProxy
-from tests.bot.archive.atlas.secantus import MISSING, Secantus
+from tests.bot.conftest import Atlas, opened
 
 MODEL = "toy@000000000000"
 
@@ -32,70 +28,6 @@ OpenArchive = Callable[[str], AbstractAsyncContextManager[ImageArchive]]
 # The real thing: a cluster in Atlas, or mongodb/mongodb-atlas-local.
 REAL_ATLAS = os.environ.get("MAPSEEK_TEST_ATLAS_URI", "")
 _REAL_COLLECTION = "mapseek_contract"
-
-# The lengths of the contract's vectors.
-_LENGTHS = (2, 3, 4)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Atlas:
-    """A MongoDB server and, before it, what makes it an Atlas."""
-
-    server: Secantus
-    proxy: AtlasProxy
-
-    def settings(self, name: str, **others: Any) -> BotSettings:
-        """Settings for a database of that name."""
-        known: dict[str, Any] = {
-            "atlas_uri": SecretStr(self.proxy.uri),
-            "atlas_database": name,
-            "atlas_timeout_s": 30,
-            "atlas_retry_s": 30,
-        }
-        return BotSettings(_env_file=None, **known | others)  # type: ignore[call-arg]
-
-
-@pytest.fixture(scope="session")
-def atlas_of_the_session() -> Iterator[Atlas]:
-    if MISSING:
-        pytest.skip(MISSING)
-    with Secantus() as server, AtlasProxy(server.address) as proxy:
-        yield Atlas(server=server, proxy=proxy)
-
-
-@pytest.fixture
-def atlas(atlas_of_the_session: Atlas) -> Iterator[Atlas]:
-    """The session's Atlas as it was in the beginning."""
-    yield atlas_of_the_session
-    proxy = atlas_of_the_session.proxy
-    proxy.follow()
-    proxy.calm()
-    proxy.building, proxy.searching = False, True
-
-
-@pytest.fixture
-def database() -> str:
-    """The name of a database that nobody has used."""
-    return f"t{next(_databases)}"
-
-
-_databases = itertools.count()
-
-
-@asynccontextmanager
-async def opened(settings: BotSettings, lengths: Sequence[int] = _LENGTHS) -> Any:
-    """An archive in Atlas with its indexes built."""
-    await initialised(settings, lengths)
-    async with AtlasArchive(settings) as archive:
-        yield archive
-
-
-async def initialised(settings: BotSettings, lengths: Sequence[int]) -> None:
-    driver = Driver(settings)
-    try:
-        await managing.init(driver, settings, lengths, tell=lambda _: None, wait_s=600)
-    finally:
-        await driver.close()
 
 
 def _embedded(request: pytest.FixtureRequest) -> OpenArchive:
@@ -117,7 +49,8 @@ def _cached(request: pytest.FixtureRequest) -> OpenArchive:
 
 def _atlas(request: pytest.FixtureRequest, **others: Any) -> OpenArchive:
     atlas: Atlas = request.getfixturevalue("atlas")
-    databases: defaultdict[str, str] = defaultdict(lambda: f"t{next(_databases)}")
+    prefix, numbers = request.getfixturevalue("database"), itertools.count()
+    databases: defaultdict[str, str] = defaultdict(lambda: f"{prefix}-{next(numbers)}")
     return lambda name: opened(atlas.settings(databases[name], **others))
 
 

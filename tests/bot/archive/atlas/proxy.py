@@ -69,7 +69,9 @@ class AtlasProxy:
 
     @property
     def uri(self) -> str:
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+        # Polled, since a primary that only pretends to step down tells its watchers nothing new.
+        monitoring = "serverMonitoringMode=poll&heartbeatFrequencyMS=500"
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true&{monitoring}"
 
     def freeze(self) -> None:
         """From now on the search indexes learn nothing new."""
@@ -220,8 +222,9 @@ class AtlasProxy:
 
     def _refused(self, command: Document, fault: Fault | None) -> Document | None:
         """An answer of our own; None to let the server answer."""
-        if fault is not None and fault.refusal is not None:
-            return fault.refusal(command)
+        refusal = fault.refusal(command) if fault is not None and fault.refusal else None
+        if refusal is not None:
+            return refusal
         try:
             return self._search(command)
         except SearchError as error:
