@@ -45,6 +45,7 @@ async def _index(
     async with EmbeddingClient(client_settings) as client:
         model = await _ready(client, client_settings)
         async with open_archive(None, settings) as archive:
+            current = await archive.current_model()
             with console.IndexProgress() as bar:
                 indexer = Indexer(
                     source=source, client=client, archive=archive, model=model, report=bar.show
@@ -59,6 +60,8 @@ async def _index(
     if not progress.done:
         raise SourceError(_why_no_pictures(path))
     console.print_indexed(indexer, archive=name_of(None, settings))
+    if current not in (None, model.id):
+        console.print_other_model(current=str(current), served=model.id)
     return 0 if progress.stored or progress.known else 1
 
 

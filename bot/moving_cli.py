@@ -149,10 +149,10 @@ def reembed(
 
     Stopping keeps what was done; the same command goes on from there.
     """
-    from bot.moving import commands
+    from bot.moving import models
 
     raise typer.Exit(
-        commands.reembed(
+        models.reembed(
             archive=archive,
             server=server,
             media=media,
@@ -173,9 +173,9 @@ def switch(model: _ModelArgument, archive: ArchiveOption = None) -> None:
 
     [dim]mapseek archive switch mapseek-small@0123456789ab[/]
     """
-    from bot.moving import commands
+    from bot.moving import models
 
-    raise typer.Exit(commands.switch(model, archive=archive))
+    raise typer.Exit(models.switch(model, archive=archive))
 
 
 def drop(model: _ModelArgument, archive: ArchiveOption = None) -> None:
@@ -185,6 +185,6 @@ def drop(model: _ModelArgument, archive: ArchiveOption = None) -> None:
 
     The model that searches use is not dropped.
     """
-    from bot.moving import commands
+    from bot.moving import models
 
-    raise typer.Exit(commands.drop(model, archive=archive))
+    raise typer.Exit(models.drop(model, archive=archive))

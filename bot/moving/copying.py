@@ -15,7 +15,6 @@ from bot.archive.port import (
     Entry,
     EntryKey,
     ImageArchive,
-    PictureKey,
     Selection,
 )
 from bot.moving.comparing import Sums, differences
@@ -146,9 +145,7 @@ class Copier:
 
     async def _remove(self, extra: list[EntryKey]) -> int:
         """Deletes pictures that the source does not have under any model."""
-        pictures = {
-            PictureKey(message_id=key.message_id, attachment_id=key.attachment_id) for key in extra
-        }
+        pictures = {entry.picture for entry in extra}
         known = await self._source.seen(pictures, None)
         return sum(
             [

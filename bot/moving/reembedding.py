@@ -15,7 +15,7 @@ from typing import Any
 
 from opentelemetry import trace
 
-from bot.archive.port import Entry, ImageArchive, PictureKey, Selection, Vector
+from bot.archive.port import EntriesRefusedError, Entry, ImageArchive, PictureKey, Selection, Vector
 from bot.importer.found import SetAside
 from bot.moving.copying import batches
 from bot.moving.sources import MissingError, Sources
@@ -212,7 +212,7 @@ class Reembedder:
             there = await self._still_there(batch)
             wanted = [made for made, _ in batch if made.picture.key in there]
             if wanted:
-                await self._archive.upsert_many(wanted)
+                refused = await self._upsert(wanted)
                 gone = there - await self._still_there(batch)
                 for key in gone:
                     await self._archive.delete(
@@ -221,9 +221,21 @@ class Reembedder:
                             attachment_ids=frozenset({key.attachment_id}),
                         )
                     )
-                self._tell(stored=self.progress.stored + len(wanted) - len(gone))
+                self._tell(stored=self.progress.stored + len(wanted) - len(gone | refused))
             del self._under_way.ready[: len(batch)]
             self._under_way.keys.difference_update(made.picture.key for made, _ in batch)
+
+    async def _upsert(self, entries: list[Entry]) -> set[PictureKey]:
+        """Stores entries; returns those that the archive refused for good."""
+        try:
+            await self._archive.upsert_many(entries)
+        except EntriesRefusedError as error:
+            refused = error.by_picture
+            for entry in entries:
+                if entry.picture.key in refused:
+                    self._put_aside(entry, f"the archive refused it: {refused[entry.picture.key]}")
+            return set(refused)
+        return set()
 
     async def _still_there(self, batch: Sequence[tuple[Entry, str]]) -> set[PictureKey]:
         """The pictures that still have the vector of the model that they were read with."""

@@ -16,7 +16,7 @@ from bot.archive.port import ArchiveError, EntriesRefusedError, Entry, EntryKey,
 from bot.cli import app
 from bot.moving.comparing import Checksum, digest
 from bot.moving.copying import Copied, Copier
-from tests.bot.archive.conftest import Atlas, opened
+from tests.bot.conftest import Atlas, opened
 
 MakeEntry = Callable[..., Entry]
 OTHER = "other@111111111111"
@@ -242,6 +242,16 @@ def test_the_checksum_is_of_the_entries_and_not_of_their_order(make_entry: MakeE
     assert sum_of(digests[0], digests[0]) != sum_of()  # nothing cancels out
 
 
+async def choose(path: Path, model_id: str) -> None:
+    async with EmbeddedArchive(path) as archive:
+        await archive.choose_model(model_id)
+
+
+async def current(path: Path) -> str | None:
+    async with EmbeddedArchive(path) as archive:
+        return await archive.current_model()
+
+
 def mapseek(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in ("archive", *arguments)])
 
@@ -251,8 +261,10 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asyncio.run(fill(tmp_path / "mapseek.db", entries))
+    asyncio.run(choose(tmp_path / "mapseek.db", OTHER))
     done = mapseek("copy", "--from", "embedded", "--to", "copy.db")
     assert done.exit_code == 0, done.output
+    assert asyncio.run(current(tmp_path / "copy.db")) == OTHER
     assert "750 copied, 0 there already" in done.stdout
     assert "Verified: 750 entries" in done.stdout
     asyncio.run(fill(tmp_path / "copy.db", [make_entry(message="own")]))

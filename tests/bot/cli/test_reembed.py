@@ -1,7 +1,7 @@
 """Moving an archive to another model, with real servers for the old one and the new one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bot.archive.embedded import EmbeddedArchive
-from bot.archive.port import Entry, Selection
+from bot.archive.port import EntriesRefusedError, Entry, Selection
 from bot.cli import app
 from bot.current import CurrentClient, OtherModelError
 from bot.importer import folder
 from bot.index import Indexer
-from bot.moving import commands
+from bot.moving import models
 from bot.moving.reembedding import Reembedded, Reembedder
 from bot.moving.sources import Refresh, Sources, files_by_content
 from bot.search import find
@@ -152,8 +152,7 @@ async def test_a_deletion_between_the_last_look_and_the_write_is_carried_out(
     server: ToyServer, new_server: ToyServer, maps: Path
 ) -> None:
     class Racing(EmbeddedArchive):
-        async def upsert_many(self, entries: object) -> None:
-            assert isinstance(entries, list)
+        async def upsert_many(self, entries: Sequence[Entry]) -> None:
             await self.delete(Selection(message_ids=frozenset({victim})))
             await super().upsert_many(entries)
 
@@ -194,6 +193,27 @@ async def test_what_cannot_be_embedded_is_named(
         for part in ("cannot be read", "takes at most", "other bytes now", "--no-links"):
             assert words.count(part) == 1
         assert {aside.name for aside in run.set_aside} >= {picture.message_link}
+
+
+async def test_what_the_archive_refuses_is_named(
+    server: ToyServer, new_server: ToyServer, maps: Path
+) -> None:
+    class Refusing(EmbeddedArchive):
+        async def upsert_many(self, entries: Sequence[Entry]) -> None:
+            bad = {one.key: "too large" for one in entries if one.picture.key.message_id == victim}
+            await super().upsert_many([one for one in entries if one.key not in bad])
+            if bad:
+                raise EntriesRefusedError(bad)
+
+    fill(maps, 10)
+    await index(server, maps)
+    async with client_of(new_server) as client, Refusing(ARCHIVE) as archive:
+        victim = sorted(await entries(archive, OLD))[3]
+        run = await reembedder(archive, client)
+        assert await run.run() is False
+        assert (run.progress.stored, run.progress.missing) == (9, 1)
+        assert run.reasons == {"the archive refused it: too large": 1}
+        assert victim in await entries(archive, OLD)
 
 
 async def test_a_media_folder_has_what_lies_behind_links(
@@ -252,7 +272,7 @@ def mapseek(*arguments: object) -> Result:
 
 
 def test_the_commands(process: ToyProcess, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_LATE_POSTS_S", 0.0)
+    monkeypatch.setattr(models, "_LATE_POSTS_S", 0.0)
     fill(maps, 6)
     query = maps / "0003.png"
     assert mapseek("index", maps).exit_code == 0

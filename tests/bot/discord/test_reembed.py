@@ -5,7 +5,7 @@ from pydantic import SecretStr
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.links import signature_missing
-from bot.moving import commands
+from bot.moving import models
 from inference.client import ClientSettings
 from inference.errors import StartupError
 from tests.bot.cli.toy import ToyServer, toy_server
@@ -24,7 +24,7 @@ async def filled(bot: Bot, discord: Discord) -> None:
 
 async def reembed(bot: Bot, server: ToyServer, *, token: str | None) -> int:
     secret = None if token is None else SecretStr(token)
-    return await commands._reembed(
+    return await models._reembed(
         bot.settings.model_copy(update={"discord_token": secret}),
         ClientSettings(server=server.address),
         media=None,
@@ -34,14 +34,14 @@ async def reembed(bot: Bot, server: ToyServer, *, token: str | None) -> int:
     )
 
 
-async def models(bot: Bot) -> dict[str, int]:
+async def by_model(bot: Bot) -> dict[str, int]:
     async with EmbeddedArchive(bot.settings.archive) as archive:
         return (await archive.stats()).by_model
 
 
 @pytest.fixture(autouse=True)
 def _no_late_posts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_LATE_POSTS_S", 0.0)
+    monkeypatch.setattr(models, "_LATE_POSTS_S", 0.0)
 
 
 async def test_the_token_gets_fresh_links(
@@ -51,7 +51,7 @@ async def test_the_token_gets_fresh_links(
     discord.links_expire_at_s = 0x7FFFFFFF
     async with toy_server(name="new") as server:
         assert await reembed(bot, server, token=bot.settings.required_token()) == 0
-        assert await models(bot) == {"toy@0001": 3, server.model_id: 3}
+        assert await by_model(bot) == {"toy@0001": 3, server.model_id: 3}
         async with EmbeddedArchive(bot.settings.archive) as archive:
             assert await archive.current_model() == server.model_id
     assert "Searches use new@" in capsys.readouterr().out
@@ -63,7 +63,7 @@ async def test_without_the_token_it_says_what_is_missing(
     await filled(bot, discord)
     async with toy_server(name="new") as server:
         assert await reembed(bot, server, token=None) == 1
-        assert await models(bot) == {"toy@0001": 3}
+        assert await by_model(bot) == {"toy@0001": 3}
     told = capsys.readouterr().out
     assert "Not embedded (3): Discord gives it out by a signed link only" in told
     assert "https://discord.com/channels/1/10/" in told
@@ -78,7 +78,7 @@ async def test_a_post_that_is_gone_is_named(
     del discord.messages[int(messages[0]["id"])]
     async with toy_server(name="new") as server:
         assert await reembed(bot, server, token=bot.settings.required_token()) == 1
-        assert (await models(bot))[server.model_id] == 2
+        assert (await by_model(bot))[server.model_id] == 2
     told = capsys.readouterr().out
     assert "Not embedded (1): was deleted on Discord" in told
     assert messages[0]["id"] in told
