@@ -126,9 +126,11 @@ class Bot:
         await until(done)
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def until(
+    condition: Callable[[], Awaitable[bool]], *, patience_s: float = PATIENCE_S
+) -> None:
     """Looks again and again at files that the bot writes, for as long as a slow machine takes."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(patience_s):
         while not await condition():  # noqa: ASYNC110 (another process cannot set an event)
             await asyncio.sleep(0.01)
 
