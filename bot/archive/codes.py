@@ -36,8 +36,6 @@ _BATCH = 2048
 # What is known of a picture beside its code. Channels are counted from 1: 0 is an empty place.
 _MARK = np.dtype([("posted_us", "<i8"), ("channel", "<i4"), ("spoiler", "<i4")])
 
-# Farther than any two codes can be.
-_NOWHERE = np.iinfo(np.uint16).max
 _LOW_BYTES = np.uint64(0x00FF00FF00FF00FF)
 _ADD_PAIRS = np.uint64(0x0001000100010001)
 
