@@ -190,27 +190,60 @@ def preprocess(
 @app.command()
 def archive(
     *,
+    model: Model = None,
+    kind: Annotated[
+        Literal["embedded", "atlas"],
+        typer.Option("--archive", help="Which archive; atlas needs MAPSEEK_ATLAS_URI."),
+    ] = "embedded",
     size: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Pictures in the archive; repeat. [10000, 100000]"),
+        typer.Option(min=1, help="Pictures; repeat for several. 1000, 10000, 100000 if unset"),
     ] = None,
-    dimensions: Annotated[int, typer.Option(min=1, help="Numbers in a vector.")] = 512,
-    searches: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 50,
+    maps: Annotated[
+        int, typer.Option(min=2, help="Maps that are drawn; other vectors are grown from theirs.")
+    ] = 1000,
+    searches: Annotated[int, typer.Option(min=2, help="Searches of each kind.")] = 100,
     json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw time, recall and size: a .png or .svg file."),
+    ] = None,
 ) -> None:
-    """Time of an exact search in the embedded archive, by its size.
+    """Filling and searching an archive, by its size: time, recall, disk and memory.
 
-    [dim]mapseek bench archive --size 100000[/]
+    [dim]mapseek bench archive --plot archive.png[/]
+
+    [dim]mapseek bench archive --size 1000000[/]
+
+    The vectors are embeddings of drawn maps, and others between them.
+
+    A million takes some minutes and 3 GB of the folder for temporary files.
+
+    It exits with 1 where a target is missed. Ctrl-C ends it with the figures so far.
     """
     from benchmarks.archive import ArchiveBenchOptions, bench_archive
 
-    _check_writable(json)
+    _check_writable(json, plot)
+    if plot is not None:
+        from benchmarks.plot import check_format
+
+        check_format(plot)
     options = ArchiveBenchOptions(
-        sizes=size or (10_000, 100_000), dimensions=dimensions, searches=searches
+        archive=kind,
+        sizes=size or (1_000, 10_000, 100_000),
+        model=_folder(model),
+        maps=maps,
+        searches=searches,
     )
     with _progress() as progress:
-        report = bench_archive(options, progress)
+        report, rows = bench_archive(options, progress)
     _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_archive
+
+        plot_archive(rows, f"{report.model_id} on {report.machine.cpu}", plot)
+    if report.missed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,11 +1,13 @@
-"""The picture of `bench serve`: throughput over callers, latency over load."""
+"""The pictures of `bench serve` and `bench archive`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from benchmarks.archive import Row
 from benchmarks.rounds import Measured
 from inference.errors import StartupError
 
@@ -63,3 +65,37 @@ def _latency(axes: Axes, measured: Measured) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend()
     axes.grid(alpha=0.3, which="both")
+
+
+def plot_archive(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Draws time, recall and size over the number of pictures into one file."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    time, recall, space = figure.subplots(1, 3)
+    for colour, searched in enumerate(dict.fromkeys(row.searched for row in rows)):
+        some = [row for row in rows if row.searched == searched]
+        sizes = [row.pictures for row in some]
+        style = {"color": f"C{colour}", "marker": "o"}
+        time.plot(sizes, [row.latency.p50_ms for row in some], label=f"{searched}, p50", **style)
+        p99 = [row.latency.p99_ms for row in some]
+        time.plot(sizes, p99, label=f"{searched}, p99", linestyle=":", **style)
+        recall.plot(sizes, [row.recall for row in some], label=searched, **style)
+    time.set(title="A search", ylabel="ms", yscale="log")
+    time.yaxis.set_major_formatter(LogFormatter())
+    recall.set(title="Found of the true three nearest", ylabel="recall@3")
+    recall.set_ylim(min([0.95, *(row.recall - 0.01 for row in rows)]), 1.002)
+    sizes = sorted({row.pictures for row in rows})
+    for name, values in (
+        ("disk", {row.pictures: row.disk_mb for row in rows if row.disk_mb is not None}),
+        ("memory of the process", {row.pictures: row.memory_mb for row in rows}),
+    ):
+        space.plot([*values], [*values.values()], "o-", label=name)
+    space.set(title="What it takes", ylabel="MB", yscale="log")
+    space.yaxis.set_major_formatter(LogFormatter())
+    for axes in (time, recall, space):
+        axes.set(xlabel="pictures", xscale="log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -13,6 +13,7 @@ from disnake.ext import commands
 from bot.answers import Answers
 from bot.archive.opening import open_archive
 from bot.commands import Find
+from bot.current import CurrentClient
 from bot.events import Watch
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
 from bot.ingest import Ingest
@@ -20,7 +21,7 @@ from bot.pictures import Sighting, in_channel
 from bot.queue import Queue, QueueError
 from bot.settings import BotSettings
 from inference import telemetry
-from inference.client import ClientSettings, EmbeddingClient
+from inference.client import ClientSettings
 from inference.errors import StartupError
 
 _log = logging.getLogger("mapseek.bot")
@@ -66,7 +67,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
     with queue:
         async with (
             open_archive(None, settings) as archive,
-            EmbeddingClient(client_settings) as client,
+            CurrentClient(client_settings, archive, next_server=settings.next_server) as client,
             fetcher,
         ):
             bot = make_bot()

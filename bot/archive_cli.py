@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from bot import moving_cli
+
 app = typer.Typer(
     name="archive",
     help="Set up, check and move the archive.",
@@ -105,3 +107,6 @@ def verify(
     from bot import commandline
 
     raise typer.Exit(commandline.verify(samples=samples))
+
+
+moving_cli.add_to(app)

@@ -9,6 +9,7 @@ from bot import console
 from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
+from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import SourceError
 from bot.importer.source import Kind, open_source
@@ -44,6 +45,7 @@ async def _index(
     async with EmbeddingClient(client_settings) as client:
         model = await _ready(client, client_settings)
         async with open_archive(None, settings) as archive:
+            current = await archive.current_model()
             with console.IndexProgress() as bar:
                 indexer = Indexer(
                     source=source, client=client, archive=archive, model=model, report=bar.show
@@ -58,6 +60,8 @@ async def _index(
     if not progress.done:
         raise SourceError(_why_no_pictures(path))
     console.print_indexed(indexer, archive=name_of(None, settings))
+    if current not in (None, model.id):
+        console.print_other_model(current=str(current), served=model.id)
     return 0 if progress.stored or progress.known else 1
 
 
@@ -96,9 +100,10 @@ async def _find(
 ) -> int:
     async with (
         open_archive(None, settings, create=False) as archive,
-        EmbeddingClient(client_settings) as client,
+        CurrentClient(client_settings, archive, next_server=settings.next_server) as client,
     ):
-        model = await _ready(client, client_settings)
+        await _ready(client, client_settings)
+        model = await client.model()
         verdicts: list[Verdict | None]
         asked: bytes | str
         if isinstance(query, Path):

@@ -135,6 +135,15 @@ def print_indexed(run: Indexer, *, archive: str, stopped: bool = False) -> None:
             out.print(Text(f"  and {len(names) - most} more: add `> list.txt` for all of them"))
 
 
+def print_other_model(*, current: str, served: str) -> None:
+    """That what was indexed is not all in one search."""
+    sentence = (
+        f"The other pictures have vectors of {current}, and these have vectors of {served}: no "
+        f"search finds both. `mapseek archive reembed` gives all of them vectors of {served}."
+    )
+    console().print(Text(f"\n{plain(sentence)}", style="yellow"))
+
+
 def print_matches(matches: Sequence[Match], verdicts: Sequence[Verdict | None]) -> None:
     """The matches as a table, best first."""
     table = Table(box=None, pad_edge=False, header_style="bold")

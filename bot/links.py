@@ -7,6 +7,7 @@ import hashlib
 from urllib.parse import parse_qs, urlsplit
 
 _SIGNATURE = frozenset({"ex", "is", "hm"})
+_SIGNED_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
 
 
 def unsigned(url: str) -> str:
@@ -15,6 +16,16 @@ def unsigned(url: str) -> str:
     if parse_qs(parts.query).keys() >= _SIGNATURE:
         return parts._replace(query="").geturl()
     return url
+
+
+def signature_missing(url: str) -> bool:
+    """Whether Discord would not give this file out: it signs its attachments' links."""
+    parts = urlsplit(url)
+    return (
+        parts.hostname in _SIGNED_HOSTS
+        and parts.path.startswith(("/attachments/", "/ephemeral-attachments/"))
+        and not parse_qs(parts.query).keys() >= _SIGNATURE
+    )
 
 
 def embedded_id(url: str) -> str:

@@ -90,6 +90,11 @@ class BotSettings(Settings):
         le=100_000,
         description="How many answers to repeated searches are kept in memory; 0 keeps none.",
     )
+    next_server: str | None = Field(
+        default=None,
+        description="A second server, of the model that the archive is moving to: searches and new "
+        "posts go to whichever of the two serves the archive's current model.",
+    )
     discord_token: SecretStr | None = Field(
         default=None,
         description="The bot's token, from the Bot page of discord.com/developers/applications.",

@@ -21,8 +21,9 @@ def test_every_command_of_the_readme_exists() -> None:
         for command in app.registered_commands
         if command.callback
     }
-    groups = [group.typer_instance for group in app.registered_groups]
-    commands |= {str(group.info.name) for group in groups if group}
+    groups = {
+        group.typer_instance.info.name for group in app.registered_groups if group.typer_instance
+    }
     words = [line.split() for line in README.splitlines() if line.startswith("mapseek ")]
     assert len(words) > 8
-    assert {word[1] for word in words if not word[1].startswith("-")} <= commands
+    assert {word[1] for word in words if not word[1].startswith("-")} <= commands | groups

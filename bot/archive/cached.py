@@ -114,6 +114,21 @@ class CachedArchive:
         """See `ImageArchive.entries`."""
         return self._archive.entries(model_id, after=after)
 
+    async def current_model(self) -> str | None:
+        """See `ImageArchive.current_model`."""
+        return await self._archive.current_model()
+
+    async def choose_model(self, model_id: str) -> None:
+        """See `ImageArchive.choose_model`."""
+        await self._archive.choose_model(model_id)
+
+    async def drop_model(self, model_id: str) -> int:
+        """See `ImageArchive.drop_model`."""
+        try:
+            return await self._archive.drop_model(model_id)
+        finally:
+            self._forget()
+
     def _forget(self) -> None:
         self._generation += 1
         self._answers.clear()

@@ -2,30 +2,32 @@
 
 A picture's row says who posted what and where. Each model has a `vec0` table (sqlite-vec) of its
 own with the vectors and, beside them, the two columns that searches filter by, so that the filter
-runs inside the vector query.
+runs inside the vector query; where it has many, a table of short codes, too (`bot.archive.codes`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 import sqlite_vec
 
-from bot.archive.port import ArchiveError
+from bot.archive.port import ArchiveError, Vector
+from bot.archive.rows import unpacked
 
 # "mseek" in SQLite's header: tells our files from other programs'.
 APPLICATION_ID = 0x6D73656B
-SCHEMA_VERSION = 1
-
 # Small chunks keep a small archive small; past a few thousand vectors their size makes no
 # difference to the time of a search (measured from 64 to 4096).
 _CHUNK_SIZE = 64
 # Searching reads every vector of the model: mapped pages spare a copy of each.
 _MAPPED_BYTES = 1 << 30
 
-_SCHEMA = """
+# How a file of each version becomes one of the next; a new file takes all the steps.
+_STEPS = (
+    """
 CREATE TABLE space (
     id INTEGER PRIMARY KEY,
     model_id TEXT NOT NULL UNIQUE,
@@ -59,11 +61,44 @@ CREATE INDEX picture_by_channel ON picture (channel, posted_at_us);
 CREATE INDEX picture_by_author ON picture (user_id);
 CREATE INDEX picture_by_content ON picture (content_hash);
 CREATE INDEX picture_by_date ON picture (posted_at_us);
-"""
+""",
+    """
+ALTER TABLE space ADD COLUMN centre BLOB; -- float32: codes are made with it; NULL without codes
+CREATE TABLE stale (picture INTEGER PRIMARY KEY) STRICT; -- pictures whose codes may be wrong
+CREATE TRIGGER picture_added AFTER INSERT ON picture BEGIN
+    INSERT OR IGNORE INTO stale VALUES (new.id);
+END;
+CREATE TRIGGER picture_changed AFTER UPDATE ON picture BEGIN
+    INSERT OR IGNORE INTO stale VALUES (new.id);
+END;
+CREATE TRIGGER picture_gone AFTER DELETE ON picture BEGIN
+    INSERT OR IGNORE INTO stale VALUES (old.id);
+END;
+CREATE TABLE serving (only INTEGER PRIMARY KEY CHECK (only = 1), model_id TEXT NOT NULL) STRICT;
+""",
+)
+SCHEMA_VERSION = len(_STEPS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Where the vectors of one model lie.
+
+    Attributes:
+        id: The number of its table.
+        model_id: The model.
+        dimensions: Length of its vectors.
+        centre: float32 [D], what its codes are made with; None while it has no codes.
+    """
+
+    id: int
+    model_id: str
+    dimensions: int
+    centre: Vector | None
 
 
 def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connection:
-    """Opens an archive and makes its tables where there are none.
+    """Opens an archive; makes its tables where there are none, and brings old ones up to date.
 
     Args:
         path: The file.
@@ -89,30 +124,49 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
             connection.load_extension(sqlite_vec.loadable_path())
             connection.enable_load_extension(False)
             # Checked before anything is changed in a file that may not be ours.
-            made = _check(connection, path)
+            version = _version(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
-            if not made:
-                _make_tables(connection, path)
+            if version < SCHEMA_VERSION:
+                _bring_up_to_date(connection, path)
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-def _make_tables(connection: apsw.Connection, path: Path) -> None:
+def _bring_up_to_date(connection: apsw.Connection, path: Path) -> None:
     with immediate(connection):
-        if _check(connection, path):
-            return  # another process was quicker
-        connection.execute(_SCHEMA)
+        version = _version(connection, path)  # another process may have been quicker
+        for step in _STEPS[version:]:
+            connection.execute(step)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> int:
-    """Makes room for the vectors of one more model and returns the id of its space."""
+def spaces(connection: apsw.Connection) -> list[Space]:
+    """The spaces of all models, oldest first."""
+    found = rows(connection, "SELECT id, model_id, dimensions, centre FROM space ORDER BY id")
+    return [
+        Space(
+            id=id_,
+            model_id=model_id,
+            dimensions=dimensions,
+            centre=None if centre is None else unpacked(centre),
+        )
+        for id_, model_id, dimensions, centre in found
+    ]
+
+
+def space_of(connection: apsw.Connection, model_id: str) -> Space | None:
+    """The space of a model; None where nothing of it is stored."""
+    return next((space for space in spaces(connection) if space.model_id == model_id), None)
+
+
+def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> Space:
+    """Makes room for the vectors of one more model."""
     connection.execute(
         "INSERT INTO space (model_id, dimensions) VALUES (?, ?)", (model_id, dimensions)
     )
@@ -122,7 +176,7 @@ def make_space(connection: apsw.Connection, model_id: str, dimensions: int) -> i
         f"picture INTEGER PRIMARY KEY, embedding FLOAT[{dimensions}] distance_metric=cosine, "
         f"channel INTEGER, spoiler INTEGER, chunk_size={_CHUNK_SIZE})"
     )
-    return space
+    return Space(id=space, model_id=model_id, dimensions=dimensions, centre=None)
 
 
 def vectors(space: int) -> str:
@@ -172,10 +226,10 @@ def sentences(path: Path) -> Iterator[None]:
         raise ArchiveError(f"{path} cannot store a value that it was given: {error}.") from error
 
 
-def _check(connection: apsw.Connection, path: Path) -> bool:
-    """Whether the file is an archive of this version; False while it is empty."""
+def _version(connection: apsw.Connection, path: Path) -> int:
+    """The version of the file's tables; 0 while it is empty."""
     if rows(connection, "PRAGMA schema_version") == [(0,)]:
-        return False
+        return 0
     ((application_id,),) = rows(connection, "PRAGMA application_id")
     if application_id != APPLICATION_ID:
         raise ArchiveError(
@@ -188,7 +242,7 @@ def _check(connection: apsw.Connection, path: Path) -> bool:
             f"{path} was written by a newer mapseek (schema {version}, this one knows "
             f"{SCHEMA_VERSION}): update mapseek."
         )
-    return True
+    return int(version)
 
 
 # Each with the file's path put in; the first that fits counts.

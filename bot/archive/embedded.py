@@ -1,8 +1,8 @@
 """The archive in one file: SQLite with sqlite-vec, for one machine.
 
-Searches are exact: every vector of the model that the filter lets through is compared. SQLite works
-in threads (one that writes, a few that read, a connection each), so the event loop never waits
-for it. Another process may use the same file meanwhile.
+Every vector of the model that the filter lets through is compared; in large archives only those
+that short codes propose. SQLite works in threads (one that writes, a few that read, a connection
+each), so the event loop never waits for it. Another process may use the same file meanwhile.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import apsw
 
-from bot.archive import reading, writing
+from bot.archive import reading, searching, writing
 from bot.archive.database import connect, sentences
 from bot.archive.observation import observed
 from bot.archive.port import (
@@ -45,7 +45,14 @@ class EmbeddedArchive:
     """
 
     def __init__(
-        self, path: Path, *, create: bool = True, readers: int = 2, busy_timeout_s: float = 10.0
+        self,
+        path: Path,
+        *,
+        create: bool = True,
+        readers: int = 2,
+        busy_timeout_s: float = 10.0,
+        exact_limit: int = writing.EXACT_LIMIT,
+        proposals: int = searching.PROPOSALS,
     ) -> None:
         """Names the file; entering the context opens it.
 
@@ -54,8 +61,12 @@ class EmbeddedArchive:
             create: Whether to make it where it is missing.
             readers: How many reads may run at once.
             busy_timeout_s: How long to wait for other processes that write to the file.
+            exact_limit: Up to so many vectors of a model a search compares all of them.
+            proposals: Past that, how many vectors it compares.
         """
         self._path = path
+        self._exact_limit = exact_limit
+        self._proposals = proposals
         self._create = create
         self._busy_timeout_s = busy_timeout_s
         self._local = threading.local()
@@ -72,7 +83,7 @@ class EmbeddedArchive:
         """
         self._open = True
         try:
-            await self._run(self._writer, "open", lambda _: None)
+            await self._run(self._writer, "open", writing.make_codes, exact_limit=self._exact_limit)
         except BaseException:
             await asyncio.to_thread(self._close)
             raise
@@ -89,11 +100,15 @@ class EmbeddedArchive:
 
     async def upsert_many(self, entries: Sequence[Entry]) -> None:
         """See `ImageArchive.upsert_many`."""
-        await self._run(self._writer, "upsert", writing.upsert, list(entries))
+        await self._run(
+            self._writer, "upsert", writing.upsert, list(entries), exact_limit=self._exact_limit
+        )
 
     async def search(self, query: Query) -> list[Match]:
         """See `ImageArchive.search`."""
-        return await self._run(self._readers, "search", reading.search, query)
+        return await self._run(
+            self._readers, "search", searching.search, query, proposals=self._proposals
+        )
 
     async def delete(self, selection: Selection) -> int:
         """See `ImageArchive.delete`."""
@@ -124,6 +139,21 @@ class EmbeddedArchive:
             for entry in page:
                 yield entry
                 after = entry.key
+
+    async def current_model(self) -> str | None:
+        """See `ImageArchive.current_model`."""
+        return await self._run(self._readers, "current_model", reading.current_model)
+
+    async def choose_model(self, model_id: str) -> None:
+        """See `ImageArchive.choose_model`."""
+        await self._run(self._writer, "choose_model", writing.choose_model, model_id)
+
+    async def drop_model(self, model_id: str) -> int:
+        """See `ImageArchive.drop_model`."""
+        dropped = 0
+        while some := await self._run(self._writer, "drop_model", writing.drop_some, model_id):
+            dropped += some
+        return dropped
 
     async def _run(
         self,

@@ -286,6 +286,25 @@ class ImageArchive(Protocol):
         """
         ...
 
+    async def current_model(self) -> str | None:
+        """The model whose vectors searches compare.
+
+        The one that was chosen; where none was, the only one that has vectors. None where nothing
+        is stored, or vectors of several models are.
+        """
+        ...
+
+    async def choose_model(self, model_id: str) -> None:
+        """Chooses the model whose vectors searches compare, from now on and in every process."""
+        ...
+
+    async def drop_model(self, model_id: str) -> int:
+        """Deletes a model's vectors, and pictures that have none of another; returns how many.
+
+        Cut short, it may have deleted some of them; doing it again completes it.
+        """
+        ...
+
     async def __aenter__(self) -> Self:
         """Opens the archive."""
         ...

@@ -7,26 +7,65 @@ from typing import Any
 
 import apsw
 
-from bot.archive.database import immediate, make_space, rows, vectors
+from bot.archive import codes
+from bot.archive.database import Space, immediate, make_space, rows, space_of, spaces, vectors
 from bot.archive.port import ArchiveError, Entry, Picture, Selection
-from bot.archive.reading import space_of
 from bot.archive.rows import microseconds, packed
 
+# Up to so many vectors a search compares all of them: as fast as with codes, and it misses
+# nothing. Measured: see docs/adr/0011-codes-propose.md.
+EXACT_LIMIT = 20_000
 
-def upsert(connection: apsw.Connection, entries: Sequence[Entry]) -> None:
-    """See `ImageArchive.upsert_many`."""
+# Vectors that one transaction deletes with their model.
+_DROP = 5000
+
+
+def upsert(
+    connection: apsw.Connection, entries: Sequence[Entry], *, exact_limit: int = EXACT_LIMIT
+) -> None:
+    """See `ImageArchive.upsert_many`. Makes codes for a model that has outgrown the limit."""
     with immediate(connection):
+        known = {space.model_id: space for space in spaces(connection)}
         for entry in entries:
-            _upsert(connection, entry)
+            _upsert(connection, entry, known)
+        codes.refresh(connection)
+        _make_codes(connection, exact_limit)
 
 
-def _upsert(connection: apsw.Connection, entry: Entry) -> None:
+def make_codes(connection: apsw.Connection, *, exact_limit: int = EXACT_LIMIT) -> None:
+    """Makes the codes that an archive of an older mapseek lacks."""
+    if _lacking(connection, exact_limit):
+        with immediate(connection):
+            _make_codes(connection, exact_limit)
+
+
+def _make_codes(connection: apsw.Connection, exact_limit: int) -> None:
+    for space in _lacking(connection, exact_limit):
+        codes.make(connection, space)
+
+
+def _lacking(connection: apsw.Connection, exact_limit: int) -> list[Space]:
+    """The spaces that have outgrown the limit and have no codes yet."""
+    # Counting takes time, and most archives are small: the last number bounds every count.
+    ((last,),) = rows(connection, "SELECT ifnull(max(id), 0) FROM picture")
+    if last <= exact_limit:
+        return []
+    return [
+        space
+        for space in spaces(connection)
+        if space.centre is None
+        and rows(connection, f"SELECT count(*) FROM {vectors(space.id)}")[0][0] > exact_limit
+    ]
+
+
+def _upsert(connection: apsw.Connection, entry: Entry, known: dict[str, Space]) -> None:
     what = f"picture {entry.picture.key.message_id}/{entry.picture.key.attachment_id}"
-    space = space_of(connection, entry.model_id)
+    space = known.get(entry.model_id)
     blob = packed(entry.embedding, space.dimensions if space else None, what=what)
-    table = vectors(
-        space.id if space else make_space(connection, entry.model_id, entry.embedding.size)
-    )
+    if space is None:
+        space = make_space(connection, entry.model_id, entry.embedding.size)
+        known[entry.model_id] = space
+    table = vectors(space.id)
     channel = _channel(connection, entry.picture)
     picture = _picture(connection, entry.picture, channel)
     connection.execute(f"DELETE FROM {table} WHERE picture = ?", (picture,))
@@ -118,11 +157,60 @@ def delete(connection: apsw.Connection, selection: Selection) -> int:
         pictures = [row[0] for row in chosen_rows]
         _forget_vectors(connection, pictures)
         connection.executemany("DELETE FROM picture WHERE id = ?", ((id_,) for id_ in pictures))
-        connection.execute(
-            "DELETE FROM channel WHERE NOT EXISTS "
-            "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
-        )
+        _drop_empty_channels(connection)
+        codes.refresh(connection)
     return len(pictures)
+
+
+def choose_model(connection: apsw.Connection, model_id: str) -> None:
+    """See `ImageArchive.choose_model`."""
+    with immediate(connection):
+        connection.execute("INSERT OR REPLACE INTO serving VALUES (1, ?)", (model_id,))
+
+
+def drop_some(connection: apsw.Connection, model_id: str) -> int:
+    """Deletes some of a model's vectors, and pictures that are left with none; returns how many.
+
+    Not all in one transaction: other writers have their turn in between.
+    """
+    with immediate(connection):
+        space = space_of(connection, model_id)
+        if space is None:
+            return 0
+        pictures = [
+            row[0]
+            for row in rows(
+                connection, f"SELECT picture FROM {vectors(space.id)} LIMIT ?", (_DROP,)
+            )
+        ]
+        connection.executemany(
+            f"DELETE FROM {vectors(space.id)} WHERE picture = ?", ((id_,) for id_ in pictures)
+        )
+        others = [vectors(other.id) for other in spaces(connection) if other.id != space.id]
+        bare = " AND ".join(
+            f"NOT EXISTS (SELECT 1 FROM {other} WHERE picture = :id)" for other in others
+        )
+        connection.executemany(
+            f"DELETE FROM picture WHERE id = :id {f'AND {bare}' if bare else ''}",
+            ({"id": id_} for id_ in pictures),
+        )
+        if len(pictures) < _DROP:
+            connection.execute(f"DROP TABLE {vectors(space.id)}")
+            codes.drop(connection, space)
+            connection.execute("DELETE FROM space WHERE id = ?", (space.id,))
+            _drop_empty_channels(connection)
+        connection.executemany(
+            "INSERT OR IGNORE INTO stale VALUES (?)", ((id_,) for id_ in pictures)
+        )
+        codes.refresh(connection)
+    return len(pictures)
+
+
+def _drop_empty_channels(connection: apsw.Connection) -> None:
+    connection.execute(
+        "DELETE FROM channel WHERE NOT EXISTS "
+        "(SELECT 1 FROM picture WHERE picture.channel = channel.id)"
+    )
 
 
 def _forget_vectors(connection: apsw.Connection, pictures: list[int]) -> None:
@@ -134,7 +222,7 @@ def _forget_vectors(connection: apsw.Connection, pictures: list[int]) -> None:
 
 
 def _tables(connection: apsw.Connection) -> list[str]:
-    return [vectors(row[0]) for row in rows(connection, "SELECT id FROM space")]
+    return [vectors(space.id) for space in spaces(connection)]
 
 
 def _json(ids: frozenset[str] | None) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 from typer.testing import CliRunner, Result
 
 from benchmarks.cli import app
@@ -12,6 +13,8 @@ from benchmarks.machine import this_machine
 from benchmarks.report import Report, Target
 from benchmarks.server_process import run_server
 from inference.errors import EmbeddingError, StartupError
+from tests.bot.archive.atlas.proxy import AtlasProxy
+from tests.bot.archive.atlas.secantus import MISSING, Secantus
 
 
 def bench(*arguments: object) -> Result:
@@ -41,15 +44,34 @@ def test_serve(model: Path, tmp_path: Path) -> None:
     assert len(data["targets"]) == 4
 
 
-def test_archive(tmp_path: Path) -> None:
-    out = tmp_path / "archive.json"
-    what = ("--size", 30, "--size", 20, "--dimensions", 8, "--searches", 3, "--json", out)
-    assert bench("archive", *what).exit_code == 0
-    rows = json.loads(out.read_text())["data"]["rows"]
-    assert [row[:2] for row in rows] == [
-        [size, searched] for size in (20, 30) for searched in ("everything", "one channel")
+def test_archive(model: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "archive.json", tmp_path / "archive.svg"
+    what = ("--size", 300, "--size", 20, "--maps", 12, "--searches", 6, "--json", out)
+    data = data_of(bench("archive", "-m", model, *what, "--plot", plot), out)
+    assert "<svg" in plot.read_text()
+    assert [(row["pictures"], row["searched"]) for row in data["rows"]] == [
+        (size, searched) for size in (20, 300) for searched in ("everything", "one channel")
     ]
-    assert all(row[2] > 0 for row in rows)
+    for row in data["rows"]:
+        assert row["recall"] == 1  # so few are compared exactly
+        assert row["latency"]["count"] == 6
+        assert row["disk_mb"] > 0
+        assert row["inserts_per_s"] > 0
+    assert [target["met"] for target in data["targets"]][1] is True
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_archive_in_atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "archive.json"
+    what = ("--archive", "atlas", "--size", 40, "--maps", 12, "--searches", 4, "--json", out)
+    with Secantus() as server, AtlasProxy(server.address) as proxy:
+        monkeypatch.setenv("MAPSEEK_ATLAS_URI", proxy.uri)
+        monkeypatch.setenv("MAPSEEK_ATLAS_DATABASE", "maps")
+        data = data_of(bench("archive", "-m", model, *what), out)
+        client: MongoClient[dict[str, Any]] = MongoClient(proxy.uri)
+        with client:
+            assert client["maps"].list_collection_names() == []
+    assert [row["recall"] for row in data["rows"]] == [1, 1]
 
 
 def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:

@@ -240,6 +240,42 @@ class AtlasArchive:
                 yield entry
                 after = entry.key
 
+    async def current_model(self) -> str | None:
+        """See `ImageArchive.current_model`."""
+        driver = self._opened()
+        with observed("current_model"):
+            chosen = (await driver.state()).get("current_model")
+            if isinstance(chosen, str):
+                return chosen
+            # The ends of the index: nothing in between need be read.
+            ends = [
+                await driver.aggregate(
+                    [
+                        {"$match": documents.OURS},
+                        {"$sort": dict.fromkeys(documents.KEY, way)},
+                        {"$limit": 1},
+                        {"$project": {documents.MODEL: 1}},
+                    ]
+                )
+                for way in (1, -1)
+            ]
+            models = {one[documents.MODEL] for end in ends for one in end}
+            return models.pop() if len(models) == 1 else None
+
+    async def choose_model(self, model_id: str) -> None:
+        """See `ImageArchive.choose_model`."""
+        driver = self._opened()
+        with observed("choose_model"):
+            await driver.remember({"current_model": model_id})
+
+    async def drop_model(self, model_id: str) -> int:
+        """See `ImageArchive.drop_model`."""
+        driver = self._opened()
+        with observed("drop_model"):
+            self._recent.forget([entry.key for entry in self._recent.entries(model_id)])
+            self._dimensions.pop(model_id, None)
+            return await driver.delete({documents.MODEL: model_id})
+
     def _opened(self) -> Driver:
         if self._driver is None:
             raise ArchiveError("The archive in Atlas is not open.")

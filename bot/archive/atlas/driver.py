@@ -103,6 +103,7 @@ class Driver:
             database = self._client[settings.atlas_database]
             self._database = database
             self._collection = database[settings.atlas_collection]
+            self._state = database[f"{settings.atlas_collection}_state"]
         except (PyMongoError, ValueError, TypeError) as error:
             # Not chained: a traceback could quote the connection string.
             raise unconfigured(error) from None
@@ -216,6 +217,21 @@ class Driver:
 
         return await self._call(run)
 
+    async def state(self) -> Document:
+        """What is remembered about the collection, in one document of a collection beside it."""
+
+        async def run() -> Document:
+            found: Document | None = await self._state.find_one({"_id": "archive"})
+            return found or {}
+
+        return await self._call(run)
+
+    async def remember(self, fields: Mapping[str, Any]) -> None:
+        """Sets fields of what `state` gives."""
+        await self._call(
+            lambda: self._state.update_one({"_id": "archive"}, {"$set": fields}, upsert=True)
+        )
+
     async def create_collection(self) -> None:
         """Makes the collection where it is missing."""
 
@@ -229,6 +245,10 @@ class Driver:
                     raise
 
         await self._call(run)
+
+    async def drop_collection(self) -> None:
+        """Removes the collection with everything in it, and its indexes."""
+        await self._call(self._collection.drop)
 
     async def create_indexes(self, models: Sequence[IndexModel]) -> None:
         """Makes b-tree indexes where they are missing, however long a large collection takes."""

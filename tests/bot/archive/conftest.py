@@ -35,6 +35,12 @@ def _embedded(request: pytest.FixtureRequest) -> OpenArchive:
     return lambda name: EmbeddedArchive(folder / f"{name}.db")
 
 
+def _coded(request: pytest.FixtureRequest) -> OpenArchive:
+    """The embedded one as it is when it is large: with codes, and few proposals."""
+    folder: Path = request.getfixturevalue("tmp_path")
+    return lambda name: EmbeddedArchive(folder / f"{name}.db", exact_limit=0, proposals=1)
+
+
 def _cached(request: pytest.FixtureRequest) -> OpenArchive:
     embedded = _embedded(request)
     # One answer is kept, so that some are dropped as well.
@@ -86,6 +92,7 @@ def _real_atlas(request: pytest.FixtureRequest) -> OpenArchive:
 # Another adapter joins the contract by one line here.
 ADAPTERS: dict[str, Callable[[pytest.FixtureRequest], OpenArchive]] = {
     "embedded": _embedded,
+    "embedded, coded": _coded,
     "embedded, cached": _cached,
     "atlas": _searched,
     "atlas, index behind": _remembered,

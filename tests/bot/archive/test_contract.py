@@ -442,6 +442,42 @@ async def test_dates_bound_the_search(archive: ImageArchive, make_entry: MakeEnt
         await found(posted_from=datetime(2024, 5, 1))  # noqa: DTZ001 - the point
 
 
+async def test_the_current_model_is_the_only_one_or_the_chosen_one(
+    open_archive: OpenArchive, make_entry: MakeEntry
+) -> None:
+    async with open_archive("archive") as archive:
+        assert await archive.current_model() is None
+        entry = make_entry([1, 0])
+        await archive.upsert_many([entry])
+        assert await archive.current_model() == MODEL
+        await archive.upsert_many([replace(entry, model_id=OTHER)])
+        assert await archive.current_model() is None
+        await archive.choose_model(OTHER)
+        assert await archive.current_model() == OTHER
+        await archive.choose_model(MODEL)
+    async with open_archive("archive") as archive:
+        assert await archive.current_model() == MODEL
+        assert len(await stored(archive)) == 2  # what is remembered is no entry
+
+
+async def test_dropping_a_model_leaves_the_others(
+    archive: ImageArchive, make_entry: MakeEntry
+) -> None:
+    both, only = make_entry([1, 0], message="both"), make_entry([1, 0], message="only")
+    await archive.upsert_many([both, only, replace(both, model_id=OTHER)])
+    assert await archive.drop_model("none@0") == 0
+    assert await archive.drop_model(MODEL) == 2
+    assert_same(await stored(archive), [replace(both, model_id=OTHER)])
+    assert await archive.search(query(1, 0)) == []
+    assert messages(await archive.search(query(1, 0, model_id=OTHER))) == ["both"]
+    assert await archive.seen([only.picture.key, both.picture.key], None) == {both.picture.key}
+    assert (await archive.stats()).pictures == 1
+    assert await archive.current_model() == OTHER
+    longer = make_entry([1, 0, 0], message="again")  # nothing of the old vectors is left
+    await archive.upsert_many([longer])
+    assert messages(await archive.search(query(1, 0, 0))) == ["again"]
+
+
 async def test_what_is_stored_outlives_the_process(
     open_archive: OpenArchive, make_entry: MakeEntry
 ) -> None:

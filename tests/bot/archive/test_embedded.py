@@ -202,7 +202,7 @@ def entry(batch, number):
     return Entry(picture=picture, model_id="toy", embedding=np.eye(64, dtype=np.float32)[number])
 
 async def main():
-    async with EmbeddedArchive(Path(sys.argv[1])) as archive:
+    async with EmbeddedArchive(Path(sys.argv[1]), exact_limit=int(sys.argv[2])) as archive:
         for batch in range(10**9):
             await archive.upsert_many([entry(batch, number) for number in range(50)])
             print(batch, flush=True)
@@ -211,10 +211,12 @@ asyncio.run(main())
 """
 
 
-def written_until_killed(path: Path) -> list[int]:
+def written_until_killed(path: Path, *, exact_limit: int = 10_000) -> list[int]:
     """The batches that a process said to have stored before it was killed in the middle."""
     with subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _WRITER, str(path), str(exact_limit)],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as writer:
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(5)]

@@ -1,0 +1,1 @@
+"""Moving an archive: into another archive, into a file and back, and onto another model."""
