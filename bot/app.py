@@ -17,8 +17,9 @@ from bot.events import Watch
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
 from bot.ingest import Ingest
 from bot.pictures import Sighting, in_channel
-from bot.queue import Queue, QueueError
+from bot.queue import Queue
 from bot.settings import BotSettings
+from bot.state import StateError
 from inference import telemetry
 from inference.client import ClientSettings, EmbeddingClient
 from inference.errors import StartupError
@@ -61,7 +62,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
         raise StartupError(f"MAPSEEK_DOWNLOAD_ORIGINS: {error}.") from None
     try:
         queue = Queue(settings.queue_file)
-    except QueueError as error:
+    except StateError as error:
         raise StartupError(str(error)) from error
     with queue:
         async with (
