@@ -205,6 +205,8 @@ class Discord:
         spoiler: bool = False,
         forwarded: bool = False,
         embeds: list[Json] | None = None,
+        components: list[Json] | None = None,
+        content: str = "",
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
         sent_at = datetime.now(UTC)
@@ -212,7 +214,7 @@ class Discord:
             "id": snowflake(sent_at, next(self._ids)),
             "channel_id": str(channel_id),
             "author": BOT_USER if author == APPLICATION else user(author),
-            "content": "",
+            "content": content,
             "timestamp": sent_at.isoformat(timespec="milliseconds"),
             "edited_timestamp": None,
             "tts": False,
@@ -222,13 +224,14 @@ class Discord:
             "pinned": False,
             "embeds": embeds or [],
             "attachments": [] if forwarded else attachments,
-            "components": [],
+            "components": [] if forwarded else components or [],
             "type": 0,
             "flags": 0,
         }
         if forwarded:
             inner = {k: message[k] for k in ("type", "content", "embeds", "timestamp", "mentions")}
-            inner |= {"edited_timestamp": None, "attachments": attachments, "components": []}
+            inner |= {"edited_timestamp": None, "attachments": attachments}
+            inner["components"] = components or []
             message["message_snapshots"] = [{"message": inner}]
             message["message_reference"] = {"type": 1, "message_id": "5", "channel_id": "6"}
         self.messages[int(message["id"])] = message
@@ -437,12 +440,32 @@ class Discord:
     def _signed(self, message: Json) -> Json:
         """The message as Discord sends it: every link newly signed."""
         signed = {**message, "attachments": [self.sign(a) for a in message["attachments"]]}
+        signed["components"] = self._signed_media(message["components"])
         if "message_snapshots" in message:
             signed["message_snapshots"] = [
                 {"message": self._signed(snapshot["message"])}
                 for snapshot in message["message_snapshots"]
             ]
         return signed
+
+    def _signed_media(self, part: Any) -> Any:
+        """Components with the links of uploads among them signed."""
+        if isinstance(part, list):
+            return [self._signed_media(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        inner = {name: self._signed_media(one) for name, one in part.items()}
+        return self.sign(inner) if "attachment_id" in inner else inner
+
+    def gallery(self, channel_id: int, *files: bytes, spoiler: bool = False) -> Json:
+        """A Components-V2 gallery of uploads, for `post(components=[...])`."""
+        items = []
+        for data in files:
+            upload = self.upload(channel_id, data)
+            media = {key: upload[key] for key in ("url", "proxy_url", "width", "height")}
+            media |= {"attachment_id": upload["id"], "content_type": "image/png"}
+            items.append({"media": media, "spoiler": spoiler})
+        return {"type": 12, "id": 1, "items": items}
 
     def sign(self, attachment: Json) -> Json:
         query = f"?ex={self.links_expire_at_s:x}&is=1&hm=0"

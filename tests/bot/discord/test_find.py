@@ -292,6 +292,24 @@ async def test_a_forwarded_map_is_a_question_and_an_answer(bot: Bot, discord: Di
     assert question.content.startswith("Nothing found")
 
 
+@pytest.mark.parametrize("forwarded", [False, True])
+async def test_maps_in_a_gallery_are_questions_and_answers(
+    bot: Bot, discord: Discord, *, forwarded: bool
+) -> None:
+    gallery = discord.gallery(10, map_art(1), map_art(2))
+    container = {"type": 17, "id": 2, "components": [gallery], "spoiler": False}
+    async with bot.running():
+        laid_out = await discord.post(10, components=[container], forwarded=forwarded)
+        await bot.settled(1)
+        answer = await ask(discord, 2)
+        question = await discord.use_message_command(laid_out, member=BOB)
+    # Two pictures of one message.
+    assert answer.links == [link(laid_out)] * 2
+    assert answer.content.splitlines()[1].startswith("**1.** same map")
+    assert question.content.startswith("Nothing found")
+    assert len(question.select["options"]) == 2
+
+
 async def test_a_file_that_is_no_picture_is_said_with_a_reference(
     bot: Bot, discord: Discord
 ) -> None:
