@@ -33,10 +33,13 @@ class Forgotten:
         """Keeps what was posted in a channel and its threads so far out."""
         self._keep("channel", channel_id, guild_id, now_id())
 
-    def readmit_channel(self, channel_id: str) -> None:
+    def readmit_channel(self, channel_id: str, *, guild_id: str) -> None:
         """Lets a channel be indexed again from its beginning."""
         with self._db:
-            self._db.execute("DELETE FROM forgotten WHERE kind = 'channel' AND id = ?", (channel_id,))
+            self._db.execute(
+                "DELETE FROM forgotten WHERE kind = 'channel' AND id = ? AND guild_id = ?",
+                (channel_id, guild_id),
+            )
 
     def opt_out(self, user_id: str) -> None:
         """Keeps everything that somebody posts out, on every server."""
@@ -61,14 +64,13 @@ class Forgotten:
     def allows(self, sighting: Sighting) -> bool:
         """Whether nobody has asked that this picture be forgotten."""
         return not self._any(
-            "until_id >= ? AND ((kind = 'message' AND id = ?)"
-            " OR (kind = 'user' AND id = ? AND guild_id IN ('', ?))"
-            " OR (kind = 'channel' AND id IN (?, ?)))",
+            "until_id >= ? AND guild_id IN ('', ?) AND ((kind = 'message' AND id = ?)"
+            " OR (kind = 'user' AND id = ?) OR (kind = 'channel' AND id IN (?, ?)))",
             (
                 int(sighting.message_id),
+                sighting.guild_id,
                 sighting.message_id,
                 sighting.user_id,
-                sighting.guild_id,
                 sighting.channel_id,
                 sighting.parent_id,
             ),

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
@@ -23,6 +22,7 @@ from bot.archive.port import ArchiveError, Entry, ImageArchive, Picture, Selecti
 from bot.crossing import Crossing
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
 from bot.forgotten import Forgotten
+from bot.pause import Pause
 from bot.pictures import Sighting
 from bot.queue import Lane, Queue, Queued
 from inference import telemetry
@@ -53,7 +53,6 @@ _BATCH = 16
 _ATTEMPTS = 8
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 3600.0
-_LONGEST_PAUSE_S = 60.0
 # How many old posts of a guild may wait: links expire, and the disk is not endless.
 _MOST_BACKFILL = 256
 
@@ -157,7 +156,7 @@ class Ingest:
             tasks.create_task(self._delete(), name="delete")
 
     async def _index(self) -> NoReturn:
-        pause = _Pause()
+        pause = Pause("Indexing")
         while True:
             self._added.clear()
             try:
@@ -168,12 +167,12 @@ class Ingest:
             finally:
                 self._worked.set()
                 self._report()
-            pause = _Pause()
+            pause = Pause("Indexing")
             if not worked:
                 await self._until_due()
 
     async def _delete(self) -> NoReturn:
-        pause = _Pause()
+        pause = Pause("Indexing")
         while True:
             self._deleted.clear()
             try:
@@ -182,7 +181,7 @@ class Ingest:
             except ArchiveError as error:
                 await pause.wait(error)
                 continue
-            pause = _Pause()
+            pause = Pause("Indexing")
             await self._deleted.wait()
 
     async def _until_due(self) -> None:
@@ -234,9 +233,7 @@ class Ingest:
             _pictures.add(len(work), {"outcome": "indexed"})
         for item, _ in work:
             _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
-        self._indexed(
-            [entry for item, entry in work if item.lane is Lane.LIVE and not item.anew]
-        )
+        self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
 
     async def _apply_deletions(self) -> None:
         for number, selection in self._queue.deletions():
@@ -324,19 +321,6 @@ class Ingest:
         _depth.set(depth.backfill, {"state": "waiting", "lane": "backfill"})
         _depth.set(depth.set_aside, {"state": "set aside"})
         _depth.set(depth.deletions, {"state": "deletions"})
-
-
-class _Pause:
-    """Waits longer each time, up to a minute, while something that all work needs is away."""
-
-    def __init__(self) -> None:
-        self._next_s = 1.0
-
-    async def wait(self, reason: Exception) -> None:
-        """Says why, and waits."""
-        _log.warning("Indexing waits %.0f s: %s", self._next_s, reason)
-        await asyncio.sleep(self._next_s * random.uniform(0.5, 1.0))
-        self._next_s = min(self._next_s * 2, _LONGEST_PAUSE_S)
 
 
 def name_of(item: Queued) -> str:

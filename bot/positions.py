@@ -16,6 +16,8 @@ class Positions:
 
     def seen(self, channel_id: str) -> int | None:
         """The last message of a channel that was taken in; None for a channel never met."""
+        if channel_id in self._ahead:
+            return self._ahead[channel_id][1]
         row = self._db.execute(
             "SELECT seen_id FROM positions WHERE channel_id = ?", (channel_id,)
         ).fetchone()

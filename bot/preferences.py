@@ -74,9 +74,9 @@ class Preferences:
     def _set_channel(self, guild_id: str, channel_id: str, column: str, *, on: bool) -> None:
         with self._db:
             self._db.execute(
-                f"INSERT INTO channel_preferences (channel_id, guild_id, {column})"  # noqa: S608 (constants)
+                f"INSERT INTO channel_preferences (guild_id, channel_id, {column})"  # noqa: S608 (constants)
                 f" VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET {column} = excluded.{column}",
-                (channel_id, guild_id, int(on)),
+                (guild_id, channel_id, int(on)),
             )
         self.drop_guild(guild_id)
 

@@ -127,9 +127,7 @@ class Queue:
         self.db = open_state(path)
         self._last_guild = dict.fromkeys(Lane, "")
 
-    def add(
-        self, sightings: Iterable[Sighting], *, now_s: float, lane: Lane = Lane.LIVE
-    ) -> None:
+    def add(self, sightings: Iterable[Sighting], *, now_s: float, lane: Lane = Lane.LIVE) -> None:
         """Writes down what was seen. A picture that waits already keeps its place.
 
         What is indexed already is looked at again, which costs little; whether it is hidden as a
@@ -261,12 +259,16 @@ class Queue:
             )
         }
 
-    def messages_in(self, channel_id: str) -> list[int]:
-        """The messages of a channel that pictures were seen in, newest first."""
+    def known_in(self, channel_id: str) -> dict[int, dict[str, bool]]:
+        """What is known of a channel: per message its pictures, and whether they are spoilers."""
+        known: dict[int, dict[str, bool]] = {}
         rows = self.db.execute(
-            "SELECT DISTINCT message_id FROM sightings WHERE channel_id = ?", (channel_id,)
+            "SELECT message_id, attachment_id, spoiler FROM sightings WHERE channel_id = ?",
+            (channel_id,),
         )
-        return sorted((int(message_id) for (message_id,) in rows), reverse=True)
+        for message_id, attachment_id, spoiler in rows:
+            known.setdefault(int(message_id), {})[attachment_id] = bool(spoiler)
+        return known
 
     def channels_of(self, guild_id: str) -> list[str]:
         """The channels and threads of a guild that pictures were seen in."""
@@ -333,7 +335,7 @@ class Queue:
                 " WHERE state = 'set aside' AND guild_id = ?",
                 (int(Lane.BACKFILL), now_s, guild_id),
             )
-            return self.db.changes()
+        return self.db.changes()
 
     def delete(self, selection: Selection) -> None:
         """Drops what matches from the queue and writes the deletion down for the archive.
@@ -375,6 +377,12 @@ class Queue:
             KnownThread(thread_id=thread_id, parent_id=parent_id, private=bool(private))
             for thread_id, parent_id, private in rows
         ]
+
+    def notice(self, message_id: str, guild_id: str) -> bool:
+        """Notes that a message gets its notice now; False if it has had one."""
+        with self.db:
+            self.db.execute("INSERT OR IGNORE INTO notices VALUES (?, ?)", (message_id, guild_id))
+        return self.db.changes() == 1
 
     def forget_guild(self, guild_id: str) -> None:
         """Drops everything that is known about a guild, and writes the deletion down."""

@@ -49,6 +49,12 @@ class BotSettings(Settings):
         "scheme://host:port. They are trusted: they may lie in a private network.",
     )
 
+    privacy_url: str = Field(
+        default="",
+        description="Address of your privacy page, which `/privacy show` links to. Discord asks "
+        "for one; docs/privacy.md is a start.",
+    )
+
     @property
     def queue_file(self) -> Path:
         """Where the durable queue lies."""

@@ -1,6 +1,6 @@
 """The bot's own file: what it must still know after a crash, beside the archive.
 
-One SQLite file with one connection, which `bot.queue`, `bot.positions`, `bot.backfills`,
+One SQLite file with one connection, which `bot.queue`, `bot.positions`, `bot.jobs`,
 `bot.preferences` and `bot.forgotten` share. Every method of theirs is one transaction, on disk when
 it returns, and takes well under a millisecond of work, so the event loop calls it directly.
 """
@@ -47,6 +47,8 @@ CREATE TABLE backfills (
     channel_id TEXT PRIMARY KEY,
     guild_id TEXT NOT NULL,
     name TEXT NOT NULL,
+    parent_id TEXT NOT NULL,
+    private INTEGER NOT NULL,
     state TEXT NOT NULL,
     threads_listed INTEGER NOT NULL,
     newest_id INTEGER NOT NULL,
@@ -68,10 +70,11 @@ CREATE TABLE guild_preferences (
     take_bots INTEGER NOT NULL DEFAULT 1
 );
 CREATE TABLE channel_preferences (
-    channel_id TEXT PRIMARY KEY,
     guild_id TEXT NOT NULL,
+    channel_id TEXT NOT NULL,
     watched INTEGER,
-    reposts INTEGER NOT NULL DEFAULT 0
+    reposts INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (guild_id, channel_id)
 );
 CREATE TABLE forgotten (
     kind TEXT NOT NULL,
@@ -102,7 +105,7 @@ INSERT INTO threads SELECT * FROM threads_1;
 DROP TABLE sightings_1;
 DROP TABLE deletions_1;
 DROP TABLE threads_1;
-"""
+"""  # noqa: S608 (constants)
 
 # Every table that holds something about a guild.
 OF_A_GUILD = (
