@@ -10,9 +10,8 @@ import aiohttp
 import disnake
 from disnake.ext import commands
 
-from bot.answers import Answers
 from bot.archive.embedded import EmbeddedArchive
-from bot.commands import Find
+from bot.commands import make_find
 from bot.events import Watch
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
 from bot.ingest import Ingest
@@ -77,17 +76,17 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 fetcher=fetcher,
                 refresh=lambda sighting: _refresh(bot, sighting),
             )
-            answers = Answers(
+            find = make_find(
+                settings,
                 bot=bot,
                 archive=archive,
                 client=client,
                 fetcher=fetcher,
                 ingest=ingest,
                 queue=queue,
-                results=settings.results,
             )
             bot.add_cog(Watch(bot, ingest, queue))
-            bot.add_cog(Find(answers))
+            bot.add_cog(find)
             try:
                 return await _until_signal(_work(bot, ingest, token))
             finally:
