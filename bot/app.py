@@ -10,9 +10,8 @@ import aiohttp
 import disnake
 from disnake.ext import commands
 
-from bot.answers import Answers
 from bot.archive.embedded import EmbeddedArchive
-from bot.commands import Find
+from bot.commands import make_find
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
 from bot.indexing import Indexing
 from bot.pictures import Sighting, in_channel
@@ -79,16 +78,16 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 refresh=lambda sighting: _refresh(bot, sighting),
                 privacy_url=settings.privacy_url,
             )
-            answers = Answers(
+            find = make_find(
+                settings,
                 bot=bot,
                 archive=archive,
                 client=client,
                 fetcher=fetcher,
                 ingest=indexing.ingest,
                 queue=queue,
-                results=settings.results,
             )
-            bot.add_cog(Find(answers))
+            bot.add_cog(find)
             try:
                 return await _until_signal(_work(bot, indexing, token))
             finally:

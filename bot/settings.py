@@ -1,11 +1,20 @@
 """The settings of the bot and of the commands that work on the archive."""
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
 from inference.environment import Settings
 from inference.errors import StartupError
+
+
+class UrlSearch(StrEnum):
+    """Where `/find url:` may lead."""
+
+    ANYWHERE = "anywhere"
+    DISCORD = "discord"
+    OFF = "off"
 
 
 class BotSettings(Settings):
@@ -53,6 +62,22 @@ class BotSettings(Settings):
         default="",
         description="Address of your privacy page, which `/privacy show` links to. Discord asks "
         "for one; docs/privacy.md is a start.",
+    )
+    url_search: UrlSearch = Field(
+        default=UrlSearch.ANYWHERE,
+        description="Where /find url: may lead: anywhere (public addresses only, each redirect "
+        "checked), discord (its own hosts and MAPSEEK_DOWNLOAD_ORIGINS), or off.",
+    )
+    searches_per_member: int = Field(
+        default=20,
+        ge=0,
+        description="Searches a minute of one member, a quarter of them at once. 0: no limit.",
+    )
+    searches_per_guild: int = Field(
+        default=300,
+        ge=0,
+        description="Searches a minute of one Discord server, a quarter of them at once. 0: no "
+        "limit.",
     )
 
     @property
