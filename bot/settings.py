@@ -58,6 +58,11 @@ class BotSettings(Settings):
         "scheme://host:port. They are trusted: they may lie in a private network.",
     )
 
+    privacy_url: str = Field(
+        default="",
+        description="Address of your privacy page, which `/privacy show` links to. Discord asks "
+        "for one; docs/privacy.md is a start.",
+    )
     url_search: UrlSearch = Field(
         default=UrlSearch.ANYWHERE,
         description="Where /find url: may lead: anywhere (public addresses only, each redirect "

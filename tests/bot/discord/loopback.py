@@ -7,6 +7,7 @@ bot may not read.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import secrets
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 from aiohttp import BodyPartReader, WSMsgType, web
 
+from tests.bot.discord.backlog import Backlog
 from tests.bot.discord.limits import problem_of
 
 TOKEN = "loopback." + secrets.token_urlsafe(16)
@@ -89,10 +91,11 @@ class _Pending:
     ephemeral_message: bool = True
 
 
-class Discord:
+class Discord(Backlog):
     """The service. An async context manager; `port` is there inside it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.content_intent_enabled = True
         self.introduces_guilds = True
         self.guilds: dict[int, Json] = {}
@@ -141,7 +144,7 @@ class Discord:
             "features": [],
             "channels": [],
             "threads": [],
-            "members": [],
+            "members": [bot_member()],
             "member_count": 2,
             "large": False,
             "unavailable": False,
@@ -259,6 +262,7 @@ class Discord:
             message["message_snapshots"] = [{"message": inner}]
             message["message_reference"] = {"type": 1, "message_id": "5", "channel_id": "6"}
         self.messages[int(message["id"])] = message
+        self.channels[channel_id]["last_message_id"] = message["id"]
         await self.dispatch("MESSAGE_CREATE", self._with_guild(message))
         return message
 
@@ -443,12 +447,12 @@ class Discord:
 
     async def dispatch(self, event: str, data: Json) -> None:
         """Sends an event, if the bot is connected: like the real one, it is not sent again."""
+        sequence = next(self._sequence)
+        frame = json.dumps({"op": 0, "t": event, "s": sequence, "d": data})
+        self._remember(sequence, frame)
         if self._socket is not None:
-            await self._send({"op": 0, "t": event, "s": next(self._sequence), "d": data})
-
-    async def _send(self, payload: Json) -> None:
-        assert self._socket is not None
-        await self._socket.send_str(json.dumps(payload))
+            with contextlib.suppress(ConnectionError):  # it is dying at this moment
+                await self._socket.send_str(frame)
 
     async def _gateway(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -460,6 +464,10 @@ class Discord:
             payload = json.loads(frame.data)
             if payload["op"] == 1:
                 await socket.send_json({"op": 11})
+            elif payload["op"] == 6:
+                if await self._resume(socket, payload["d"]["seq"]):
+                    self._socket = socket
+                    self.ready.set()
             elif payload["op"] == 2:
                 if payload["d"]["token"] != TOKEN:
                     await socket.close(code=4004)
@@ -467,6 +475,7 @@ class Discord:
                     await socket.close(code=4014)
                 else:
                     self._socket = socket
+                    self.sessions += 1
                     await self._welcome()
         if self._socket is socket:
             self._socket = None
@@ -527,6 +536,12 @@ class Discord:
     def sign(self, attachment: Json) -> Json:
         query = f"?ex={self.links_expire_at_s:x}&is=1&hm=0"
         return {**attachment, "url": attachment["url"] + query}
+
+    def _user(self, number: int) -> Json:
+        return user(number)
+
+    def _now_id(self) -> str:
+        return snowflake(datetime.now(UTC), next(self._ids))
 
     # REST.
 
@@ -693,7 +708,7 @@ class Discord:
             ("DELETE", "/api/v10/webhooks/{app}/{token}/messages/@original", self._delete_original),
             ("POST", "/api/v10/webhooks/{app}/{token}", self._follow_up),
         ]
-        for method, path, handler in routes:
+        for method, path, handler in (*routes, *self.backlog_routes()):
             app.router.add_route(method, path, handler)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -719,6 +734,17 @@ def user(number: int) -> Json:
         "discriminator": "0",
         "avatar": None,
         "global_name": f"Member *{number}*",
+    }
+
+
+def bot_member() -> Json:
+    return {
+        "user": BOT_USER,
+        "roles": [],
+        "joined_at": "2020-01-01T00:00:00+00:00",
+        "deaf": False,
+        "mute": False,
+        "flags": 0,
     }
 
 
