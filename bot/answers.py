@@ -14,16 +14,13 @@ from bot.pages import MOST_PAGES, Pages, Reply
 from bot.pictures import Sighting, in_channel
 from bot.questions import Question, Questions
 from bot.queue import Queue
+from bot.replies import RefusalError
 from bot.visibility import may_write, readable_channels, shareable_channels
 from inference.client import Embedded, EmbeddingClient
 
 _OLD = "This answer is too old to go on from. Ask again."
 _NOT_YOURS = "This answer belongs to somebody else. Ask yourself: Find similar map, or /find."
 _GONE = "That message is gone, or is not for you to read."
-
-
-class RefusedError(Exception):
-    """Nothing is shown. The message tells the member why; there is no fault to report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,33 +134,33 @@ class Answers:
         """The pictures of a message that is known by its ids: those may be stale, or forged.
 
         Raises:
-            RefusedError: It is gone, or the member cannot read it, or the bot.
+            RefusalError: It is gone, or the member cannot read it, or the bot.
         """
         if guild_id != str(asker.guild.id) or channel_id not in await self._readable(asker):
-            raise RefusedError(_GONE)
+            raise RefusalError(_GONE)
         try:
             found = await in_channel(
                 self._bot, guild_id=guild_id, channel_id=channel_id, message_id=message_id
             )
         except disnake.Forbidden:
-            raise RefusedError(_GONE) from None
+            raise RefusalError(_GONE) from None
         if found is None:
-            raise RefusedError(_GONE)
+            raise RefusalError(_GONE)
         return found
 
     def recall(self, token: str, asker: Asker) -> Question:
         """What a member goes on from.
 
         Raises:
-            RefusedError: It is too old, somebody else's, or from elsewhere.
+            RefusalError: It is too old, somebody else's, or from elsewhere.
         """
         question = self._questions.recall(token)
         if question is None:
-            raise RefusedError(_OLD)
+            raise RefusalError(_OLD)
         if question.owner_id != asker.member.id:
-            raise RefusedError(_NOT_YOURS)
+            raise RefusalError(_NOT_YOURS)
         if (question.guild_id, question.channel_id) != (asker.guild.id, asker.channel_id):
-            raise RefusedError(_OLD)
+            raise RefusalError(_OLD)
         return question
 
     async def choose(
@@ -172,42 +169,42 @@ class Answers:
         """Another picture of the message that an answer is about, with all of them.
 
         Raises:
-            RefusedError: See `recall`; or there is no such picture, or it cannot be read any more.
+            RefusalError: See `recall`; or there is no such picture, or it cannot be read any more.
         """
         choices = self.recall(token, asker).choices
         chosen = next((one for one in choices if one.attachment_id == attachment_id), None)
         if chosen is None:
-            raise RefusedError(_OLD)
+            raise RefusalError(_OLD)
         here = chosen.channel_id == str(asker.channel_id)
         if not here and chosen.channel_id not in await self._readable(asker):
-            raise RefusedError(_GONE)
+            raise RefusalError(_GONE)
         return chosen, choices
 
     async def turn(self, token: str, page: int, asker: Asker) -> Reply:
         """Another page of an answer.
 
         Raises:
-            RefusedError: See `recall`; or there is no such page.
+            RefusalError: See `recall`; or there is no such page.
             ArchiveError: The archive could not be searched.
         """
         question = self.recall(token, asker)
         if page > min(len(question.pages), MOST_PAGES - 1):
-            raise RefusedError(_OLD)
+            raise RefusalError(_OLD)
         return await self._pages.page(token, question, page, await self._readable(asker))
 
     async def share(self, token: str, page: int, asker: Asker) -> Reply:
         """A page of an answer for everybody in the channel, with no more than all of them may see.
 
         Raises:
-            RefusedError: See `recall`; or the member may not post here, or none is for everybody.
+            RefusalError: See `recall`; or the member may not post here, or none is for everybody.
         """
         question = self.recall(token, asker)
         if page >= len(question.pages):
-            raise RefusedError(_OLD)
+            raise RefusalError(_OLD)
         if page in question.shared:
-            raise RefusedError("This is shared already.")
+            raise RefusalError("This is shared already.")
         if not may_write(asker.guild, asker.member, asker.channel_id):
-            raise RefusedError("You may not post pictures in this channel, so nothing was shared.")
+            raise RefusalError("You may not post pictures in this channel, so nothing was shared.")
         question.shared.add(page)  # before any wait, so that a second press finds it
         try:
             return await self._shared(question, page, asker)
@@ -230,14 +227,14 @@ class Answers:
             replace(question, spoiler=spoiler), page, open_to_all, by=asker.member
         )
         if reply is None:
-            raise RefusedError(
+            raise RefusalError(
                 "Not everybody who can see this channel can see these maps, so nothing was shared."
             )
         return reply
 
     async def _still_there(self, asked: Sighting, open_to_all: frozenset[str]) -> Sighting:
         if asked.channel_id not in open_to_all:
-            raise RefusedError(
+            raise RefusalError(
                 "Not everybody who can see this channel can see the picture that you asked about, "
                 "so nothing was shared."
             )
@@ -252,7 +249,7 @@ class Answers:
             return asked
         now = next((one for one in found or () if one.key == asked.key), None)
         if now is None:
-            raise RefusedError(
+            raise RefusalError(
                 "The picture that you asked about was deleted, so nothing was shared."
             )
         return now

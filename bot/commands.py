@@ -14,7 +14,7 @@ from disnake.interactions.application_command import (
     MessageCommandInteraction,
 )
 
-from bot.answers import Answers, Asker, RefusedError
+from bot.answers import Answers, Asker
 from bot.archive.port import ImageArchive
 from bot.fetch import Fetcher
 from bot.hits import Checker
@@ -24,6 +24,7 @@ from bot.pages import Pages, Reply
 from bot.pictures import Sighting, in_message, in_option
 from bot.questions import Action, Press, is_ours, press_of
 from bot.queue import Queue
+from bot.replies import RefusalError
 from bot.replying import Click, Replying
 from bot.settings import BotSettings, UrlSearch
 from inference.client import EmbeddingClient
@@ -90,7 +91,7 @@ class Find(commands.Cog):
 
         async def make(asker: Asker) -> Reply:
             if sum(one is not None for one in (image, url, text)) != 1:
-                raise RefusedError(_ONE_OF_THREE)
+                raise RefusalError(_ONE_OF_THREE)
             if image is not None:
                 return await self._about_upload(image, asker)
             if url is not None:
@@ -130,7 +131,7 @@ class Find(commands.Cog):
         self, choices: Sequence[Sighting], asker: Asker, *, asked: Sighting | None = None
     ) -> Reply:
         if not choices:
-            raise RefusedError(_NO_PICTURE)
+            raise RefusalError(_NO_PICTURE)
         chosen = asked or choices[0]
         return await self._answers.about_picture(
             lambda: self._fetcher.fetch(chosen.fetch_url),
@@ -143,14 +144,14 @@ class Find(commands.Cog):
     async def _about_upload(self, image: disnake.Attachment, asker: Asker) -> Reply:
         upload = in_option(image)
         if upload is None:
-            raise RefusedError("That file is no picture.")
+            raise RefusalError("That file is no picture.")
         return await self._answers.about_picture(
             lambda: self._fetcher.fetch(upload.fetch_url), asker, spoiler=upload.spoiler
         )
 
     async def _about_url(self, url: str, asker: Asker) -> Reply:
         if self._url_search is UrlSearch.OFF:
-            raise RefusedError(
+            raise RefusalError(
                 "Links are turned off in this bot. Give the picture itself as `image`."
             )
         if link := _MESSAGE_LINK.fullmatch(url):
@@ -165,13 +166,13 @@ def _check_removal(click: Click, press: Press, asker: Asker) -> None:
     """Refuses who neither shared an answer nor keeps order in the channel."""
     is_there = click.data.custom_id in _custom_ids(click.message)
     if click.message.author.id != click.bot.user.id or not is_there:
-        raise RefusedError(_NO_ANSWER)
+        raise RefusalError(_NO_ANSWER)
     if press.token != str(asker.member.id) and not click.permissions.manage_messages:
-        raise RefusedError("Only who shared this, or a moderator, can remove it.")
+        raise RefusalError("Only who shared this, or a moderator, can remove it.")
 
 
 async def _refuse(_: Asker) -> Reply:
-    raise RefusedError(_NO_ANSWER)
+    raise RefusalError(_NO_ANSWER)
 
 
 def _custom_ids(message: disnake.Message) -> set[str]:

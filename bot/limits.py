@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-# A burst is a quarter of what a minute gives.
-_BURST_S = 15.0
+# A burst is half of what a minute gives.
+_BURST_S = 30.0
 # Beyond so many members or guilds the one that has been quiet longest is forgotten.
 _MOST_BUCKETS = 10_000
 

@@ -18,11 +18,12 @@ from disnake.interactions.message import MessageInteraction
 from disnake.ui import ActionRow, Button
 from opentelemetry import metrics, trace
 
-from bot.answers import Asker, RefusedError
+from bot.answers import Asker
 from bot.archive.port import ArchiveError
 from bot.fetch import FetchError
 from bot.limits import Limits
 from bot.pages import Reply
+from bot.replies import STARTING, RefusalError
 from bot.wording import explain
 from inference import telemetry
 from inference.errors import EmbeddingError
@@ -38,8 +39,6 @@ _duration = metrics.get_meter("mapseek.bot").create_histogram(
 Command = ApplicationCommandInteraction[commands.InteractionBot]
 Click = MessageInteraction[commands.InteractionBot]
 Make = Callable[[Asker], Awaitable[Reply]]
-
-_STARTING = "The bot is still starting; try again in a moment."
 
 
 class Replying:
@@ -144,7 +143,7 @@ class Replying:
             self._admit(asker)
             async with self._limits.turn(asker.guild.id):
                 return await act(asker)
-        except RefusedError as refusal:
+        except RefusalError as refusal:
             outcome, words = "refused", str(refusal)
         except (EmbeddingError, ArchiveError, FetchError) as error:
             _log.warning("A search failed: %s", error)
@@ -160,14 +159,14 @@ class Replying:
     def _admit(self, asker: Asker) -> None:
         wait = self._limits.admit(member_id=asker.member.id, guild_id=asker.guild.id)
         if wait is not None:
-            raise RefusedError(wait)
+            raise RefusalError(wait)
 
 
 def _asker(inter: Command | Click) -> Asker:
     # Commands arrive before the guilds do, after a start.
     guild, member = inter.guild, inter.author
     if guild is None or guild.unavailable or not isinstance(member, disnake.Member):
-        raise RefusedError(_STARTING)
+        raise RefusalError(STARTING)
     return Asker(guild=guild, member=member, channel_id=inter.channel_id)
 
 

@@ -71,12 +71,12 @@ class BotSettings(Settings):
     searches_per_member: int = Field(
         default=20,
         ge=0,
-        description="Searches a minute of one member, a quarter of them at once. 0: no limit.",
+        description="Searches and clicks a minute of one member, half at once. 0: no limit.",
     )
     searches_per_guild: int = Field(
         default=300,
         ge=0,
-        description="Searches a minute of one Discord server, a quarter of them at once. 0: no "
+        description="Searches and clicks a minute of one Discord server, half at once. 0: no "
         "limit.",
     )
 

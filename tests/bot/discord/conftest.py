@@ -77,6 +77,8 @@ class Bot:
             archive=folder / "maps.db",
             discord_token=SecretStr(TOKEN),
             download_origins=discord.origin,
+            searches_per_member=0,
+            searches_per_guild=0,
         )
         self.client = ClientSettings(server=server.address, timeout_s=10, attempts=2)
 
