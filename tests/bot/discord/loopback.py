@@ -234,6 +234,7 @@ class Discord(Backlog):
         embeds: list[Json] | None = None,
         components: list[Json] | None = None,
         content: str = "",
+        name: str | None = None,
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
         sent_at = datetime.now(UTC)
@@ -255,6 +256,8 @@ class Discord(Backlog):
             "type": 0,
             "flags": 0,
         }
+        if name is not None:
+            message["author"] = message["author"] | {"global_name": name}
         if forwarded:
             inner = {k: message[k] for k in ("type", "content", "embeds", "timestamp", "mentions")}
             inner |= {"edited_timestamp": None, "attachments": attachments}
