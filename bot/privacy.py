@@ -175,7 +175,7 @@ class Forget(commands.Cog):
     @commands.Cog.listener()
     async def on_button_click(self, inter: Press) -> None:
         """Does what was confirmed. Who may do it is asked again: a press can be forged."""
-        custom_id = inter.component.custom_id or ""
+        custom_id = inter.data.custom_id
         if not custom_id.startswith(f"{_PREFIX}:"):
             return
         what, *ids = custom_id.removeprefix(f"{_PREFIX}:").split(":")
@@ -265,7 +265,7 @@ class Forget(commands.Cog):
         ]
         for place in (channel_id, *threads):
             self._ingest.delete(Selection(guild_id=guild_id, channel_id=place))
-            self._forgotten.posts_in(place, guild_id=guild_id)
+        self._forgotten.posts_in(channel_id, guild_id=guild_id)
         return Said(content=f"<#{channel_id}> is forgotten, and no longer watched.")
 
     def _check_user(self, inter: Command | Press, user_id: str) -> None:

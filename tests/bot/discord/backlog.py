@@ -106,6 +106,11 @@ class Backlog:
         }
         return await self._interact(2, data, channel_id, member)
 
+    async def use_plain(self, command: str, *, channel_id: int, member: int) -> "Answer":
+        """Uses a slash command that has nothing to choose."""
+        data = {"id": self._command_id(command), "name": command, "type": 1}
+        return await self._interact(2, data, channel_id, member)
+
     def _option(self, name: str, value: Any) -> tuple[Json, Json]:
         if name == "channel":
             channel = self.channels[value] | {"permissions": "0"}

@@ -1,12 +1,12 @@
 """What happens while the bot does not listen is made up for."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from bot.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, until
-from tests.bot.discord.loopback import Discord, Json
+from tests.bot.discord.loopback import Discord, Json, snowflake
 from tests.bot.discord.toy import ToyServer
 
 READ_HISTORY = 1 << 16
@@ -29,18 +29,13 @@ async def test_what_was_posted_meanwhile_is_caught_up_and_nothing_older(
     missed.append(await discord.post(30, map_art(6)))
     discord.put_away(30)
     # Made while it was away.
-    discord.add_channel(1, int(snowflake_now()))
+    discord.add_channel(1, int(snowflake(datetime.now(UTC), 0)))
     new_channel = max(discord.channels)
     missed.append(await discord.post(new_channel, map_art(7)))
     async with bot.running():
         await bot.settled(2 + len(missed))
     assert await bot.indexed() == {one["id"] for one in (live, in_thread, *missed)}
     assert old["id"] not in await bot.indexed()
-
-
-def snowflake_now() -> str:
-    moment = datetime.now(UTC) + timedelta(milliseconds=5)
-    return str((round(moment.timestamp() * 1000) - 1_420_070_400_000) << 22)
 
 
 async def test_after_a_lost_session_nothing_is_missing(bot: Bot, discord: Discord) -> None:
@@ -64,8 +59,11 @@ async def test_a_resumed_session_tells_itself_what_was_missed(bot: Bot, discord:
         await discord.cut_off(resumable=True)
         missed = await discord.post(10, map_art(2))
         await discord.delete(first)
-        await bot.settled(1)
-        assert await bot.indexed() == {missed["id"]}
+
+        async def true() -> bool:
+            return await bot.indexed() == {missed["id"]}
+
+        await until(true)
     assert (discord.sessions, discord.resumes) == (1, 1)
     assert len(discord.pages) == asked
 
