@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import disnake
+from opentelemetry import trace
 
 from bot.pages import MOST_PAGES, Pages, Reply
 from bot.pictures import Sighting, in_channel
@@ -17,6 +18,8 @@ from bot.queue import Queue
 from bot.replies import RefusalError
 from bot.visibility import may_write, readable_channels, shareable_channels
 from inference.client import Embedded, EmbeddingClient
+
+_tracer = trace.get_tracer("mapseek.bot")
 
 _OLD = "This answer is too old to go on from. Ask again."
 _NOT_YOURS = "This answer belongs to somebody else. Ask yourself: Find similar map, or /find."
@@ -87,7 +90,8 @@ class Answers:
         """
 
         async def look() -> tuple[Embedded, bytes | None]:
-            data = await fetch()
+            with _tracer.start_as_current_span("mapseek.download"):
+                data = await fetch()
             return await asyncio.gather(self._client.embed(data), self._pages.small(data))
 
         readable, (embedded, small), model = await asyncio.gather(

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import aiohttp
 import disnake
+from opentelemetry import trace
 
 from bot.archive.port import Match, Picture, Selection
 from bot.fetch import Fetcher, FetchError
 from bot.ingest import Ingest
 from bot.pictures import Sighting, in_channel
 
+_tracer = trace.get_tracer("mapseek.bot")
 _log = logging.getLogger("mapseek.bot")
 
 # The answer does not wait longer for one of its pictures; the link is shown without it.
@@ -55,6 +57,10 @@ class Checker:
 
     async def check(self, matches: Sequence[Match]) -> list[Hit]:
         """Those of the matches that still exist, in their order, with fresh links and bytes."""
+        with _tracer.start_as_current_span("mapseek.check", attributes={"matches": len(matches)}):
+            return await self._check(matches)
+
+    async def _check(self, matches: Sequence[Match]) -> list[Hit]:
         # Several may stand in one message, which is asked for once.
         messages = {
             (match.picture.channel_id, match.picture.key.message_id): match.picture

@@ -105,6 +105,9 @@ class Discord(Backlog):
         self.hidden_from_bot: set[int] = set()
         self.thread_members: dict[int, set[int]] = {}
         self.member_permissions: dict[int, int] = {}
+        self.refuse_messages = 0  # so many questions for a message are one too many
+        self.tokens_live_s = 900.0
+        self._intents = 0
         self.commands: list[Json] = []
         self.synced = asyncio.Event()
         self.ready = asyncio.Event()
@@ -234,6 +237,7 @@ class Discord(Backlog):
         embeds: list[Json] | None = None,
         components: list[Json] | None = None,
         content: str = "",
+        name: str | None = None,
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
         sent_at = datetime.now(UTC)
@@ -255,6 +259,8 @@ class Discord(Backlog):
             "type": 0,
             "flags": 0,
         }
+        if name is not None:
+            message["author"] = message["author"] | {"global_name": name}
         if forwarded:
             inner = {k: message[k] for k in ("type", "content", "embeds", "timestamp", "mentions")}
             inner |= {"edited_timestamp": None, "attachments": attachments}
@@ -474,6 +480,7 @@ class Discord(Backlog):
                 elif payload["d"]["intents"] & MESSAGE_CONTENT and not self.content_intent_enabled:
                     await socket.close(code=4014)
                 else:
+                    self._intents = payload["d"]["intents"]
                     self._socket = socket
                     self.sessions += 1
                     await self._welcome()
@@ -501,7 +508,16 @@ class Discord(Backlog):
 
     def _with_guild(self, message: Json) -> Json:
         guild_id = self.channels[int(message["channel_id"])]["guild_id"]
-        return {**self._signed(message), "guild_id": guild_id}
+        return {**self._readable(message), "guild_id": guild_id}
+
+    def _readable(self, message: Json) -> Json:
+        """The message as the bot may read it: others' content takes the intent, or a mention."""
+        own = message["author"]["id"] == BOT_USER["id"]
+        mentioned = BOT_USER["id"] in [one["id"] for one in message["mentions"]]
+        if self._intents & MESSAGE_CONTENT or own or mentioned:
+            return self._signed(message)
+        blank: Json = {"content": "", "embeds": [], "attachments": [], "components": []}
+        return {**message, **blank}
 
     def _signed(self, message: Json) -> Json:
         """The message as Discord sends it: every link newly signed."""
@@ -593,10 +609,16 @@ class Discord(Backlog):
             return reply({"code": 50001, "message": "Missing Access"}, status=403)
         if channel_id not in self.channels:
             return reply({"code": 10003, "message": "Unknown Channel"}, status=404)
+        if self.refuse_messages:
+            self.refuse_messages -= 1
+            problem = {"message": "You are being rate limited.", "retry_after": 0.01}
+            # Without `Via`, disnake takes it for a ban by Cloudflare.
+            headers = {"Retry-After": "0.01", "Via": "1.1 loopback", "X-RateLimit-Scope": "user"}
+            return reply(problem | {"global": False}, status=429, headers=headers)
         message = self.messages.get(int(request.match_info["message"]))
         if message is None or message["channel_id"] != str(channel_id):
             return reply({"code": 10008, "message": "Unknown Message"}, status=404)
-        return reply(self._signed(message))
+        return reply(self._readable(message))
 
     async def _thread_member(self, request: web.Request) -> web.Response:
         thread_id, user_id = int(request.match_info["thread"]), int(request.match_info["user"])
@@ -626,6 +648,8 @@ class Discord(Backlog):
         pending = self._pending[request.match_info["token"]]
         if pending.deferred is None:
             return reply({"code": 10015, "message": "Unknown Webhook"}, status=404)
+        if asyncio.get_running_loop().time() - pending.sent_at_s > self.tokens_live_s:
+            return reply({"code": 50027, "message": "Invalid Webhook Token"}, status=401)
         payload, files = await read_body(request)
         if problem := problem_of(payload, files):
             return reply({"code": 50035, "message": problem}, status=400)
@@ -748,12 +772,14 @@ def bot_member() -> Json:
     }
 
 
-def reply(payload: Any, *, status: int = 200) -> web.Response:
+def reply(
+    payload: Any, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
     # The header exactly so: disnake takes anything else for text.
     return web.Response(
         body=json.dumps(payload).encode(),
         status=status,
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **(headers or {})},
     )
 
 

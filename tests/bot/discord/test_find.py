@@ -256,6 +256,16 @@ async def test_a_channel_that_the_bot_may_not_read_gives_links_without_pictures(
     assert await bot.indexed() == {message["id"]}
 
 
+async def test_discords_rate_limits_are_waited_for(bot: Bot, discord: Discord) -> None:
+    async with bot.running():
+        posts = [await discord.post(10, map_art(seed)) for seed in (1, 2, 3)]
+        await bot.settled(3)
+        discord.refuse_messages = 3
+        answer = await ask(discord, 1)
+    assert discord.refuse_messages == 0
+    assert set(answer.links) == set(map(link, posts))
+
+
 async def test_old_links_are_renewed_for_the_sheet(bot: Bot, discord: Discord) -> None:
     async with bot.running():
         message = await discord.post(10, map_art(1))
