@@ -19,6 +19,7 @@ Json = dict[str, Any]
 
 MANAGE_GUILD = 1 << 5
 ADMIN = 2
+EPOCH_MS = 1_420_070_400_000
 BOT = "900"
 SUB_COMMAND, STRING, INTEGER, BOOLEAN, USER, CHANNEL = 1, 3, 4, 5, 6, 7
 
@@ -67,6 +68,20 @@ class Backlog:
 
     async def tell_of_channel(self, channel_id: int) -> None:
         await self.dispatch("CHANNEL_UPDATE", self.channels[channel_id])
+
+    def remember(self, channel_id: int, data: bytes, *, sent_at: datetime) -> Json:
+        """A message of the past, which nobody is told of."""
+        number = len(self.messages)
+        message = self._bot_message(channel_id, [], flags=0)
+        message |= {
+            "id": str((round(sent_at.timestamp() * 1000) - EPOCH_MS) << 22 | number % (1 << 22)),
+            "author": self._user(42),
+            "timestamp": sent_at.isoformat(timespec="milliseconds"),
+            "attachments": [self.upload(channel_id, data)],
+        }
+        self.messages[int(message["id"])] = message
+        self.channels[channel_id]["last_message_id"] = message["id"]
+        return message
 
     def put_away(self, thread_id: int) -> None:
         """Archives a thread, now."""
@@ -133,6 +148,9 @@ class Backlog:
         raise NotImplementedError
 
     def _command_id(self, name: str) -> str:
+        raise NotImplementedError
+
+    def upload(self, channel_id: int, data: bytes, *, spoiler: bool = False) -> Json:
         raise NotImplementedError
 
     def _now_id(self) -> str:
