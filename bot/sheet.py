@@ -199,7 +199,8 @@ class _Card:
         width = max(side, round(font.getlength(badge)) + side // 2)
         self._draw.rounded_rectangle((x, y, x + width - 1, y + side - 1), side // 4, self._accent)
         middle = y + side / 2
-        self._draw.text((x + width / 2, middle), badge, _GROUND, font=font, anchor="mm")
+        ink = _BRIGHT if self._accent == _QUERY else _GROUND
+        self._draw.text((x + width / 2, middle), badge, ink, font=font, anchor="mm")
         x += width + side // 3
         room = self._well[2] - x - font.getlength(score)
         self._draw.text((x, middle), fitted(title, font, room), _BRIGHT, font=font, anchor="lm")

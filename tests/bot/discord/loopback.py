@@ -238,9 +238,10 @@ class Discord(Backlog):
         components: list[Json] | None = None,
         content: str = "",
         name: str | None = None,
+        sent_at: datetime | None = None,
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
-        sent_at = datetime.now(UTC)
+        sent_at = sent_at or datetime.now(UTC)
         message: Json = {
             "id": snowflake(sent_at, next(self._ids)),
             "channel_id": str(channel_id),

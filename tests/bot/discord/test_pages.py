@@ -2,6 +2,7 @@
 
 import pytest
 
+from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import (
     EVERYONE_MAY,
@@ -323,3 +324,23 @@ async def test_a_choice_is_refused_once_its_channel_is_closed(bot: Bot, discord:
     assert by_eve.content.startswith("This answer belongs to somebody else.")
     assert unknown.content == "This answer is too old to go on from. Ask again."
     assert late.content == "That message is gone, or is not for you to read."
+
+
+async def test_in_a_closed_channel_its_own_maps_and_those_of_its_threads_are_shared(
+    bot: Bot, discord: Discord
+) -> None:
+    """Who can see a thread can see its channel, and the other threads of it that are public."""
+    discord.add_channel(1, 11, hidden_from=EVE)
+    discord.add_thread(1, 30, parent_id=11)
+    discord.add_thread(1, 31, parent_id=11)
+    discord.add_thread(1, 32, parent_id=11, kind=PRIVATE_THREAD)
+    discord.add_channel(1, 12, hidden_from=EVE)
+    discord.thread_members[32] = {BOB}
+    bot.settings = BotSettings(**(bot.settings.model_dump() | {"results": 5}))
+    async with bot.running():
+        posts = {where: await discord.post(where, map_art(1)) for where in (11, 30, 31, 32, 12)}
+        await bot.settled(5)
+        answer = await ask(discord, 1, channel_id=30)
+        shared = await press(discord, answer, "Share", channel_id=30)
+    assert set(answer.links) == set(map(link, posts.values()))
+    assert set(shared.links) == {link(posts[where]) for where in (11, 30, 31)}
