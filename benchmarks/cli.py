@@ -259,6 +259,34 @@ def soak(
         raise typer.Exit(1)
 
 
+@app.command()
+def crash(
+    *,
+    model: Model = None,
+    posts: Annotated[int, typer.Option(min=1, help="How many messages are posted.")] = 300,
+    kills: Annotated[int, typer.Option(min=0, help="How often something is killed.")] = 25,
+    seed: Annotated[int, typer.Option(help="What happens when.")] = 0,
+    json: Json = None,
+) -> None:
+    """Kill the bot, the server and a writer of the archive at random; is the archive exact?
+
+    [dim]mapseek bench crash --posts 300 --kills 25[/]
+
+    It posts on a loopback Discord, which is in the project's tests: run it from a checkout.
+
+    It exits with 1 where a picture is missing, left over or untrue in the end.
+    """
+    from benchmarks.crash import CrashOptions, bench_crash
+
+    _check_writable(json)
+    options = CrashOptions(model=_folder(model).resolve(), posts=posts, kills=kills, seed=seed)
+    with _progress() as progress:
+        report = bench_crash(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
 def _folder(model: Path | None) -> Path:
     if model is not None:
         return model
