@@ -141,7 +141,7 @@ class Replying:
         try:
             asker = _asker(inter)
             self._admit(asker)
-            async with self._limits.turn(asker.guild.id):
+            async with self._limits.turn(member_id=asker.member.id, guild_id=asker.guild.id):
                 return await act(asker)
         except RefusalError as refusal:
             outcome, words = "refused", str(refusal)

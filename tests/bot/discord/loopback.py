@@ -104,7 +104,9 @@ class Discord(Backlog):
         self.files: dict[int, bytes] = {}
         self.hidden_from_bot: set[int] = set()
         self.thread_members: dict[int, set[int]] = {}
+        self.memberships_asked: list[int] = []
         self.member_permissions: dict[int, int] = {}
+        self.member_roles: dict[int, list[int]] = {}
         self.refuse_messages = 0  # so many questions for a message are one too many
         self.tokens_live_s = 900.0
         self._intents = 0
@@ -436,7 +438,7 @@ class Discord(Backlog):
             "context": 0,
             "member": {
                 "user": user(member),
-                "roles": [],
+                "roles": [str(role) for role in self.member_roles.get(member, ())],
                 "joined_at": "2020-01-01T00:00:00+00:00",
                 "permissions": str(self.member_permissions.get(member, EVERYONE_MAY)),
                 "deaf": False,
@@ -623,6 +625,7 @@ class Discord(Backlog):
 
     async def _thread_member(self, request: web.Request) -> web.Response:
         thread_id, user_id = int(request.match_info["thread"]), int(request.match_info["user"])
+        self.memberships_asked.append(thread_id)
         if user_id not in self.thread_members.get(thread_id, ()):
             return reply({"code": 10007, "message": "Unknown Member"}, status=404)
         joined = "2020-01-01T00:00:00+00:00"
