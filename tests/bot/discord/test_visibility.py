@@ -2,6 +2,7 @@
 
 import pytest
 
+from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import (
     CONNECT,
@@ -48,54 +49,50 @@ async def ask(discord: Discord, member: int, channel_id: int = 10) -> Answer:
 EVERYONE = 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "overwrites", "seen"),
-    [
-        pytest.param(TEXT, [], True, id="open"),
-        pytest.param(TEXT, [overwrite(EVERYONE, deny=VIEW_CHANNEL)], False, id="closed to all"),
-        pytest.param(TEXT, [overwrite(EVERYONE, deny=READ_HISTORY)], False, id="no history"),
-        pytest.param(
-            TEXT,
-            [overwrite(EVERYONE, deny=VIEW_CHANNEL), overwrite(ARTIST, allow=VIEW_CHANNEL)],
-            True,
-            id="opened by a role",
-        ),
-        pytest.param(
-            TEXT,
-            [
-                overwrite(EVERYONE, deny=VIEW_CHANNEL),
-                overwrite(ARTIST, allow=VIEW_CHANNEL),
-                overwrite(BOB, deny=VIEW_CHANNEL, member=True),
-            ],
-            False,
-            id="closed to the member",
-        ),
-        pytest.param(
-            TEXT,
-            [overwrite(ARTIST, deny=VIEW_CHANNEL), overwrite(BOB, allow=VIEW_CHANNEL, member=True)],
-            True,
-            id="opened to the member",
-        ),
-        pytest.param(VOICE, [], True, id="voice"),
-        pytest.param(VOICE, [overwrite(EVERYONE, deny=CONNECT)], False, id="voice without entry"),
-        pytest.param(STAGE, [overwrite(EVERYONE, deny=CONNECT)], False, id="stage without entry"),
-        pytest.param(TEXT, [overwrite(EVERYONE, deny=CONNECT)], True, id="text needs no entry"),
-    ],
-)
-async def test_a_channel_is_seen_by_whom_discord_lets_in(
-    bot: Bot, discord: Discord, kind: int, overwrites: list[Json], *, seen: bool
-) -> None:
+CLOSED = overwrite(EVERYONE, deny=VIEW_CHANNEL)
+OPENED = overwrite(ARTIST, allow=VIEW_CHANNEL)
+NO_ENTRY = overwrite(EVERYONE, deny=CONNECT)
+# What a channel says, and whether Bob, who is an artist, can read it.
+CHANNELS: dict[str, tuple[int, list[Json], bool]] = {
+    "open": (TEXT, [], True),
+    "closed": (TEXT, [CLOSED], False),
+    "without history": (TEXT, [overwrite(EVERYONE, deny=READ_HISTORY)], False),
+    "opened by a role": (TEXT, [CLOSED, OPENED], True),
+    "closed to the member": (
+        TEXT,
+        [CLOSED, OPENED, overwrite(BOB, deny=VIEW_CHANNEL, member=True)],
+        False,
+    ),
+    "opened to the member": (
+        TEXT,
+        [overwrite(ARTIST, deny=VIEW_CHANNEL), overwrite(BOB, allow=VIEW_CHANNEL, member=True)],
+        True,
+    ),
+    "voice": (VOICE, [], True),
+    "voice without entry": (VOICE, [NO_ENTRY], False),
+    "stage without entry": (STAGE, [NO_ENTRY], False),
+    "text needs no entry": (TEXT, [NO_ENTRY], True),
+}
+
+
+async def test_a_channel_is_seen_by_whom_discord_lets_in(bot: Bot, discord: Discord) -> None:
     add_role(discord, ARTIST)
     discord.member_roles[BOB] = [ARTIST]
-    add_closed(discord, 11, *overwrites, kind=kind)
+    for number, (kind, overwrites, _) in enumerate(CHANNELS.values(), 100):
+        add_closed(discord, number, *overwrites, kind=kind)
+    bot.settings = BotSettings(**(bot.settings.model_dump() | {"results": len(CHANNELS)}))
     async with bot.running():
-        there = await discord.post(11, map_art(1))
-        here = await discord.post(10, map_art(2))
-        await bot.settled(2)
+        posts = {
+            link(await discord.post(number, map_art(1))): name
+            for number, name in enumerate(CHANNELS, 100)
+        }
+        await bot.settled(len(CHANNELS))
         for_bob = await ask(discord, BOB)
         for_owner = await ask(discord, OWNER)
-    assert for_bob.links == ([link(there)] if seen else []) + [link(here)]
-    assert for_owner.links == [link(there), link(here)], "the owner sees everything"
+    assert {posts[url] for url in for_bob.links} == {
+        name for name, (_, _, seen) in CHANNELS.items() if seen
+    }
+    assert {posts[url] for url in for_owner.links} == set(CHANNELS), "the owner sees everything"
 
 
 async def test_a_role_that_is_taken_away_counts_at_once(bot: Bot, discord: Discord) -> None:
