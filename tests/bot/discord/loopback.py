@@ -109,6 +109,7 @@ class Discord(Backlog):
         self.member_roles: dict[int, list[int]] = {}
         self.refuse_messages = 0  # so many questions for a message are one too many
         self.tokens_live_s = 900.0
+        self.fail_once: set[str] = set()  # "edit" or "beside"
         self._intents = 0
         self.commands: list[Json] = []
         self.synced = asyncio.Event()
@@ -655,6 +656,9 @@ class Discord(Backlog):
         if asyncio.get_running_loop().time() - pending.sent_at_s > self.tokens_live_s:
             return reply({"code": 50027, "message": "Invalid Webhook Token"}, status=401)
         payload, files = await read_body(request)
+        if how in self.fail_once:
+            self.fail_once.discard(how)
+            return reply({"code": 0, "message": "Internal error"}, status=400)
         if problem := problem_of(payload, files):
             return reply({"code": 50035, "message": problem}, status=400)
         # A deferred update edits the message that the component is on: ephemeral like that one.

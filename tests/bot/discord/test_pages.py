@@ -337,3 +337,19 @@ async def test_in_a_closed_channel_its_own_maps_and_those_of_its_threads_are_sha
         shared = await press(discord, answer, "Share", channel_id=30)
     assert set(answer.links) == set(map(link, posts.values()))
     assert set(shared.links) == {link(posts[where]) for where in (11, 30, 31)}
+
+
+async def test_what_could_not_be_shared_can_be_shared_again(bot: Bot, discord: Discord) -> None:
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        discord.fail_once.add("beside")
+        failed = await press(discord, answer, "Share")
+        shared = await press(discord, answer, "Share")
+        again = await press(discord, answer, "Share")
+    assert failed.ephemeral
+    assert failed.content.startswith("Discord is not answering the bot right now.")
+    assert not shared.ephemeral
+    assert shared.links == answer.links
+    assert again.content == "This is shared already."
