@@ -101,7 +101,7 @@ class Checker:
     def _is_closed(self, picture: Picture) -> bool:
         """Whether it is known that the bot cannot read there: refusals count against a bot."""
         guild = self._bot.get_guild(int(picture.guild_id))
-        me = guild and guild.get_member(self._bot.user.id)
+        me = guild.get_member(self._bot.user.id) if guild else None
         if guild is None or me is None:
             return False
         channel = guild.get_channel_or_thread(int(picture.channel_id))
