@@ -4,13 +4,17 @@ A post that was forgotten still stands in Discord, where the next backfill meets
 kept, by ids alone, and everything that is to be indexed is checked against it.
 """
 
-from datetime import UTC, datetime
+import time
+from typing import TYPE_CHECKING
 
 import apsw
-import disnake.utils
 
-from bot.pictures import Sighting
+if TYPE_CHECKING:  # the importer needs this module, and no Discord
+    from bot.pictures import Sighting
 
+# Discord's ids count milliseconds since 2015, and have 22 bits below them.
+_EPOCH_MS = 1_420_070_400_000
+_LOWER_BITS = 22
 # No id is larger: SQLite's integers end here, and Discord's ids have the sign bit free.
 _FOREVER = 2**63 - 1
 
@@ -61,19 +65,23 @@ class Forgotten:
         rows = self._db.execute("SELECT id FROM forgotten WHERE kind = 'user' AND guild_id = ''")
         return {user_id for (user_id,) in rows}
 
-    def allows(self, sighting: Sighting) -> bool:
+    def allows(self, sighting: "Sighting") -> bool:
         """Whether nobody has asked that this picture be forgotten."""
+        return self.allows_post(
+            sighting.message_id,
+            guild_id=sighting.guild_id,
+            user_id=sighting.user_id,
+            channel_ids=(sighting.channel_id, sighting.parent_id),
+        )
+
+    def allows_post(
+        self, message_id: str, *, guild_id: str, user_id: str, channel_ids: tuple[str, str]
+    ) -> bool:
+        """The same for a message: in a channel, or in a thread and its channel."""
         return not self._any(
             "until_id >= ? AND guild_id IN ('', ?) AND ((kind = 'message' AND id = ?)"
             " OR (kind = 'user' AND id = ?) OR (kind = 'channel' AND id IN (?, ?)))",
-            (
-                int(sighting.message_id),
-                sighting.guild_id,
-                sighting.message_id,
-                sighting.user_id,
-                sighting.channel_id,
-                sighting.parent_id,
-            ),
+            (int(message_id), guild_id, message_id, user_id, *channel_ids),
         )
 
     def _keep(self, kind: str, id_: str, guild_id: str, until_id: int) -> None:
@@ -90,4 +98,4 @@ class Forgotten:
 
 def now_id() -> int:
     """The id that a message sent at this moment has at most."""
-    return disnake.utils.time_snowflake(datetime.now(UTC), high=True)
+    return (time.time_ns() // 1_000_000 - _EPOCH_MS + 1 << _LOWER_BITS) - 1

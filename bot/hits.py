@@ -114,7 +114,7 @@ class Checker:
         picture = match.picture
         if isinstance(found, Exception):
             return Hit(match=match, now=None, data=None)
-        now = next((one for one in found or () if one.key == picture.key), None)
+        now = next((one for one in found or () if one.is_the(picture.key)), None)
         if now is None:
             # A message without any picture may also be one whose content is kept from the bot.
             if found != []:

@@ -204,6 +204,9 @@ class Ingest:
             stored = await self._archive.seen(
                 [item.sighting.key for item in batch if not item.anew], model.id
             )
+            await self._forget_file_names(
+                [item.sighting for item in batch if item.sighting.key in stored]
+            )
             self._queue.done(item.sighting for item in batch if item.sighting.key in stored)
             todo = [item for item in batch if item.sighting.key not in stored]
             results = await asyncio.gather(
@@ -229,11 +232,23 @@ class Ingest:
             if not work:
                 return
             await self._archive.upsert_many([entry for _, entry in work])
+            await self._forget_file_names([item.sighting for item, _ in work])
             self._queue.done(item.sighting for item, _ in work)
             _pictures.add(len(work), {"outcome": "indexed"})
         for item, _ in work:
             _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
         self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
+
+    async def _forget_file_names(self, stored: Sequence[Sighting]) -> None:
+        """Deletes what an import knew by the name of its file and is now there by its own id."""
+        names = {key for one in stored for key in one.file_keys}
+        for key in await self._archive.seen(names, None) if names else ():
+            await self._archive.delete(
+                Selection(
+                    message_ids=frozenset({key.message_id}),
+                    attachment_ids=frozenset({key.attachment_id}),
+                )
+            )
 
     async def _apply_deletions(self) -> None:
         for number, selection in self._queue.deletions():

@@ -14,7 +14,7 @@ from typing import Any
 import disnake
 
 from bot.archive.port import PictureKey
-from bot.links import embedded_id, message_link, unsigned
+from bot.links import embedded_id, media_ids, message_link, unsigned
 
 # Attachment flags that disnake 2.12 has no names for.
 _IS_THUMBNAIL = 1 << 1
@@ -74,6 +74,20 @@ class Sighting:
     def key(self) -> PictureKey:
         """Identifies the picture in the archive."""
         return PictureKey(message_id=self.message_id, attachment_id=self.attachment_id)
+
+    @property
+    def file_keys(self) -> set[PictureKey]:
+        """The keys by which an import of HTML knows the picture, which tells no ids."""
+        urls = (self.image_url, self.fetch_url)
+        return {
+            PictureKey(message_id=self.message_id, attachment_id=id_)
+            for url in urls
+            for id_ in media_ids(url)
+        }
+
+    def is_the(self, key: PictureKey) -> bool:
+        """Whether a key of the archive means this picture."""
+        return key == self.key or key in self.file_keys
 
     @property
     def message_link(self) -> str:

@@ -158,7 +158,7 @@ class Reposts:
         if now is None and self._ingest is not None:
             gone = frozenset({picture.key.message_id})
             self._ingest.delete(Selection(guild_id=picture.guild_id, message_ids=gone))
-        return any(one.key == picture.key for one in now or ())
+        return any(one.is_the(picture.key) for one in now or ())
 
 
 def _words(first: Match) -> str:

@@ -1,10 +1,14 @@
 """What was posted before the bot came is indexed when an admin asks for it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from bot import progress
+from bot.archive.embedded import EmbeddedArchive
+from bot.archive.port import PictureKey, Selection
+from bot.links import media_ids
 from bot.queue import Lane, Queue
 from tests.bot.discord.backlog import ADMIN
 from tests.bot.discord.conftest import Bot, map_art, until
@@ -139,6 +143,32 @@ async def test_a_second_run_embeds_nothing_again_and_finds_what_is_new(
         await bot.settled(2)
     assert len(server.lanes) == 2
     assert len(discord.downloads) == 2
+
+
+async def test_what_was_imported_from_html_gets_its_own_id(
+    bot: Bot, discord: Discord, server: ToyServer
+) -> None:
+    async with bot.running():
+        post = await discord.post(10, map_art(1))
+        await bot.settled(1)
+    (entry,) = await bot.entries()
+    by_file = PictureKey(
+        message_id=post["id"], attachment_id=min(media_ids(post["attachments"][0]["url"]), key=len)
+    )
+    with Queue(bot.settings.queue_file) as queue:
+        queue.db.execute("DELETE FROM sightings")
+    async with EmbeddedArchive(bot.settings.archive) as archive:
+        await archive.delete(Selection(guild_id="1"))
+        await archive.upsert_many([replace(entry, picture=replace(entry.picture, key=by_file))])
+    async with bot.running():
+        # It is found under the name of its file, too.
+        answer = await discord.use_find(map_art(1), member=42, channel_id=10)
+        assert answer.links == [f"https://discord.com/channels/1/10/{post['id']}"]
+        await discord.use("index", "start", channel_id=10)
+        await shown(discord, "Everything is indexed")
+    (merged,) = await bot.entries()
+    assert merged.picture.key == entry.picture.key
+    assert server.lanes == [2, 1], "the bytes were embedded once, and the question"
 
 
 async def test_new_posts_of_all_guilds_go_before_a_long_past(
