@@ -196,8 +196,16 @@ class Answers:
             raise RefusalError(_OLD)
         return await self._pages.page(token, question, page, await self._readable(asker))
 
-    async def share(self, token: str, page: int, asker: Asker) -> Reply:
-        """A page of an answer for everybody in the channel, with no more than all of them may see.
+    async def share(
+        self, token: str, page: int, asker: Asker, show: Callable[[Reply], Awaitable[None]]
+    ) -> None:
+        """Shows a page of an answer to everybody in the channel, less what not all of them may see.
+
+        Args:
+            token: Which question.
+            page: Which page of its answer.
+            asker: Who shares it, and where.
+            show: Posts it.
 
         Raises:
             RefusalError: See `recall`; or the member may not post here, or none is for everybody.
@@ -211,7 +219,7 @@ class Answers:
             raise RefusalError("You may not post pictures in this channel, so nothing was shared.")
         question.shared.add(page)  # before any wait, so that a second press finds it
         try:
-            return await self._shared(question, page, asker)
+            await show(await self._shared(question, page, asker))
         except BaseException:
             question.shared.discard(page)
             raise

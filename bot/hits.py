@@ -83,6 +83,8 @@ class Checker:
 
     async def _message(self, picture: Picture) -> "list[Sighting] | Exception | None":
         """The pictures of a message now; None if it is gone; why, where Discord does not tell."""
+        if self._is_closed(picture):
+            return PermissionError("the bot cannot read its channel")
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 return await in_channel(
@@ -95,6 +97,18 @@ class Checker:
         except (disnake.HTTPException, aiohttp.ClientError, OSError, ValueError) as error:
             _log.info("Message %s was not checked: %r", picture.key.message_id, error)
             return error
+
+    def _is_closed(self, picture: Picture) -> bool:
+        """Whether it is known that the bot cannot read there: refusals count against a bot."""
+        guild = self._bot.get_guild(int(picture.guild_id))
+        me = guild.get_member(self._bot.user.id) if guild else None
+        if guild is None or me is None:
+            return False
+        channel = guild.get_channel_or_thread(int(picture.channel_id))
+        if channel is None:
+            return False
+        allowed = channel.permissions_for(me)
+        return not (allowed.view_channel and allowed.read_message_history)
 
     async def _hit(self, match: Match, found: "list[Sighting] | Exception | None") -> Hit | None:
         picture = match.picture

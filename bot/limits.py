@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 _BURST_S = 30.0
 # Beyond so many members or guilds the one that has been quiet longest is forgotten.
 _MOST_BUCKETS = 10_000
+# Searches that run at the same time.
+_MEMBER_AT_ONCE = 2
+_GUILD_AT_ONCE = 8
 
 
 class Buckets:
@@ -57,13 +60,35 @@ class Buckets:
         return min(self._size, level + (now_s - counted_at_s) * self._rate)
 
 
+class Turns:
+    """Lets so many of a key's holders run at once; others of the same key wait in line."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._lines: dict[int, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, key: int) -> AsyncIterator[None]:
+        """Waits for a turn, and gives it back."""
+        semaphore, holders = self._lines.get(key, (asyncio.Semaphore(self._at_once), 0))
+        self._lines[key] = (semaphore, holders + 1)
+        try:
+            async with semaphore:
+                yield
+        finally:
+            holders = self._lines[key][1] - 1
+            if holders:
+                self._lines[key] = (semaphore, holders)
+            else:
+                del self._lines[key]
+
+
 class Limits:
     """What one member and one guild may ask.
 
     Args:
         per_member: Searches a minute of one member; 0 for no limit.
         per_guild: Searches a minute of one guild; 0 for no limit.
-        at_once: Searches of one guild that run at the same time; others of it wait in line.
         clock: The time, in seconds.
     """
 
@@ -72,13 +97,12 @@ class Limits:
         *,
         per_member: int,
         per_guild: int,
-        at_once: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._members = Buckets(per_member, clock=clock)
         self._guilds = Buckets(per_guild, clock=clock)
-        self._at_once = at_once
-        self._turns: dict[int, tuple[asyncio.Semaphore, int]] = {}
+        self._members_turns = Turns(_MEMBER_AT_ONCE)
+        self._guilds_turns = Turns(_GUILD_AT_ONCE)
 
     def admit(self, *, member_id: int, guild_id: int) -> str | None:
         """Counts a search; or says, in a sentence for the member, why it has to wait."""
@@ -92,19 +116,14 @@ class Limits:
         return None
 
     @asynccontextmanager
-    async def turn(self, guild_id: int) -> AsyncIterator[None]:
-        """Waits until the guild may run another search; other guilds are not waited for."""
-        semaphore, holders = self._turns.get(guild_id, (asyncio.Semaphore(self._at_once), 0))
-        self._turns[guild_id] = (semaphore, holders + 1)
-        try:
-            async with semaphore:
-                yield
-        finally:
-            holders = self._turns[guild_id][1] - 1
-            if holders:
-                self._turns[guild_id] = (semaphore, holders)
-            else:
-                del self._turns[guild_id]
+    async def turn(self, *, member_id: int, guild_id: int) -> AsyncIterator[None]:
+        """Waits until the member, and then the guild, may run another search.
+
+        Other guilds are not waited for, and a member whose links are slow holds up few of the
+        guild's turns.
+        """
+        async with self._members_turns.of(member_id), self._guilds_turns.of(guild_id):
+            yield
 
 
 def _seconds(wait_s: float) -> str:

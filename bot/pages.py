@@ -15,8 +15,9 @@ from bot.sheet import Tile, draw_reply, draw_small
 from bot.wording import Row, answer_text, choosing_row, link_rows, removing_row, turning_row
 
 MOST_PAGES = 20
-# How often a page looks further when what was found turned out to be deleted.
-_MOST_ROUNDS = 5
+# How long a page looks further when what was found turned out to be deleted.
+_PATIENCE_S = 6.0
+_MOST_AT_ONCE = 12
 # Drawing takes the memory of several pictures.
 _DRAWN_AT_ONCE = 2
 
@@ -119,20 +120,24 @@ class Pages:
         """The first hits that still exist and were not shown yet; and whether there may be more."""
         hits: list[Hit] = []
         seen = set(shown)
+        ends_at_s = asyncio.get_running_loop().time() + _PATIENCE_S
         # Some to take the places of the deleted, and one to tell whether there is another page.
-        limit = len(shown) + 2 * self._results + 1
-        for _ in range(_MOST_ROUNDS):
+        limit, at_once = len(shown) + 2 * self._results + 1, self._results
+        while True:
             matches = await self._nearest(question, readable, limit=limit)
             fresh = [match for match in matches if match.picture.key not in seen]
-            while fresh and len(hits) < self._results:
-                wanted = self._results - len(hits)
-                some, fresh = fresh[:wanted], fresh[wanted:]
+            over = False
+            while fresh and len(hits) < self._results and not over:
+                some, fresh = fresh[:at_once], fresh[at_once:]
                 seen |= {match.picture.key for match in some}
                 hits += await self._checker.check(some)
-            if len(hits) == self._results or len(matches) < limit:
-                return hits, bool(fresh) or len(matches) == limit
+                # Where some were deleted there may be many more.
+                at_once = min(2 * at_once, _MOST_AT_ONCE)
+                over = asyncio.get_running_loop().time() > ends_at_s
+            if over or len(hits) >= self._results or len(matches) < limit:
+                more = bool(fresh) or len(hits) > self._results or len(matches) == limit
+                return hits[: self._results], more
             limit *= 2
-        return hits, False
 
     async def _nearest(
         self, question: Question, channels: frozenset[str], *, limit: int
@@ -171,7 +176,7 @@ class Pages:
             for hit, verdict in zip(hits, verdicts, strict=True)
         ]
         async with self._drawing:
-            drawn = await draw_reply(question.shown, tiles, first=first)
+            drawn = await draw_reply(question.shown, tiles, first=first, own=shared_by is None)
         sheet = disnake.File(
             io.BytesIO(drawn),
             "maps.png",

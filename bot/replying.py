@@ -39,6 +39,7 @@ _duration = metrics.get_meter("mapseek.bot").create_histogram(
 Command = ApplicationCommandInteraction[commands.InteractionBot]
 Click = MessageInteraction[commands.InteractionBot]
 Make = Callable[[Asker], Awaitable[Reply]]
+Share = Callable[[Asker, Callable[[Reply], Awaitable[None]]], Awaitable[None]]
 
 
 class Replying:
@@ -74,11 +75,10 @@ class Replying:
 
         await self._run(click, kind, act, _beside(click))
 
-    async def share(self, click: Click, make: Make) -> None:
+    async def share(self, click: Click, share: Share) -> None:
         """Shows an answer to everybody in the channel, below the one that was clicked on."""
 
-        async def act(asker: Asker) -> str:
-            reply = await make(asker)
+        async def show(reply: Reply) -> None:
             await click.followup.send(
                 reply.content,
                 files=reply.files,
@@ -86,6 +86,9 @@ class Replying:
                 suppress_embeds=True,
                 allowed_mentions=disnake.AllowedMentions.none(),
             )
+
+        async def act(asker: Asker) -> str:
+            await share(asker, show)
             await click.edit_original_response(components=_shared(click))
             return "found"
 
@@ -141,7 +144,7 @@ class Replying:
         try:
             asker = _asker(inter)
             self._admit(asker)
-            async with self._limits.turn(asker.guild.id):
+            async with self._limits.turn(member_id=asker.member.id, guild_id=asker.guild.id):
                 return await act(asker)
         except RefusalError as refusal:
             outcome, words = "refused", str(refusal)

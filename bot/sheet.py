@@ -95,13 +95,23 @@ async def draw_small(data: bytes) -> bytes | None:
     return await asyncio.to_thread(small, data)
 
 
-async def draw_reply(query: bytes | str | None, tiles: Sequence[Tile], *, first: int) -> bytes:
-    """`render_sheet` for Discord, in a thread."""
-    return await asyncio.to_thread(render_sheet, query, tiles, layout=BRIEF, first=first)
+async def draw_reply(
+    query: bytes | str | None, tiles: Sequence[Tile], *, first: int, own: bool
+) -> bytes:
+    """`render_sheet` for Discord, in a thread; `own` if only the member who asked will see it."""
+    title = "Your picture" if own else "Looked up"
+    return await asyncio.to_thread(
+        render_sheet, query, tiles, layout=BRIEF, first=first, title=title
+    )
 
 
 def render_sheet(
-    query: bytes | str | None, tiles: Sequence[Tile], *, layout: Layout = FULL, first: int = 1
+    query: bytes | str | None,
+    tiles: Sequence[Tile],
+    *,
+    layout: Layout = FULL,
+    first: int = 1,
+    title: str = "Your picture",
 ) -> bytes:
     """Draws the query and its matches.
 
@@ -113,6 +123,7 @@ def render_sheet(
         tiles: The matches, best first; at most `MOST_TILES` are drawn.
         layout: How much is written.
         first: The number of the first match.
+        title: What the query is called, if it is a picture.
 
     Returns:
         A PNG.
@@ -134,7 +145,7 @@ def render_sheet(
         card.caption("?", "Search", ("by words",))
     else:
         card.picture(query, _UNDRAWABLE)
-        card.caption("?", "Your picture")
+        card.caption("?", title)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         # The gap beside the query is twice as wide: it is another kind of thing.
@@ -146,12 +157,12 @@ def render_sheet(
         score = f"{tile.match.score:.2f}"
         lines = (picture.author, " · ".join(filter(None, (_day(picture), _place(tile.match)))))
         if layout.lines:
-            title = tile.verdict or "similarity"
-            card.caption(str(number + first), title, lines, score=score)
+            meaning = tile.verdict or "similarity"
+            card.caption(str(number + first), meaning, lines, score=score)
         else:
             # Scores of words mean something else, and the verdict says what the others mean.
-            title = "" if isinstance(query, str) else tile.verdict or score
-            card.caption(str(number + first), title)
+            meaning = "" if isinstance(query, str) else tile.verdict or score
+            card.caption(str(number + first), meaning)
     if not tiles:
         x = _MARGIN + layout.width + 2 * _GAP
         box = (x, _MARGIN, x + layout.width, _MARGIN + layout.height)
@@ -199,7 +210,8 @@ class _Card:
         width = max(side, round(font.getlength(badge)) + side // 2)
         self._draw.rounded_rectangle((x, y, x + width - 1, y + side - 1), side // 4, self._accent)
         middle = y + side / 2
-        self._draw.text((x + width / 2, middle), badge, _GROUND, font=font, anchor="mm")
+        ink = _BRIGHT if self._accent == _QUERY else _GROUND
+        self._draw.text((x + width / 2, middle), badge, ink, font=font, anchor="mm")
         x += width + side // 3
         room = self._well[2] - x - font.getlength(score)
         self._draw.text((x, middle), fitted(title, font, room), _BRIGHT, font=font, anchor="lm")

@@ -104,9 +104,12 @@ class Discord(Backlog):
         self.files: dict[int, bytes] = {}
         self.hidden_from_bot: set[int] = set()
         self.thread_members: dict[int, set[int]] = {}
+        self.memberships_asked: list[int] = []
         self.member_permissions: dict[int, int] = {}
+        self.member_roles: dict[int, list[int]] = {}
         self.refuse_messages = 0  # so many questions for a message are one too many
         self.tokens_live_s = 900.0
+        self.fail_once: set[str] = set()  # "edit" or "beside"
         self._intents = 0
         self.commands: list[Json] = []
         self.synced = asyncio.Event()
@@ -238,9 +241,10 @@ class Discord(Backlog):
         components: list[Json] | None = None,
         content: str = "",
         name: str | None = None,
+        sent_at: datetime | None = None,
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
-        sent_at = datetime.now(UTC)
+        sent_at = sent_at or datetime.now(UTC)
         message: Json = {
             "id": snowflake(sent_at, next(self._ids)),
             "channel_id": str(channel_id),
@@ -435,7 +439,7 @@ class Discord(Backlog):
             "context": 0,
             "member": {
                 "user": user(member),
-                "roles": [],
+                "roles": [str(role) for role in self.member_roles.get(member, ())],
                 "joined_at": "2020-01-01T00:00:00+00:00",
                 "permissions": str(self.member_permissions.get(member, EVERYONE_MAY)),
                 "deaf": False,
@@ -622,6 +626,7 @@ class Discord(Backlog):
 
     async def _thread_member(self, request: web.Request) -> web.Response:
         thread_id, user_id = int(request.match_info["thread"]), int(request.match_info["user"])
+        self.memberships_asked.append(thread_id)
         if user_id not in self.thread_members.get(thread_id, ()):
             return reply({"code": 10007, "message": "Unknown Member"}, status=404)
         joined = "2020-01-01T00:00:00+00:00"
@@ -651,6 +656,9 @@ class Discord(Backlog):
         if asyncio.get_running_loop().time() - pending.sent_at_s > self.tokens_live_s:
             return reply({"code": 50027, "message": "Invalid Webhook Token"}, status=401)
         payload, files = await read_body(request)
+        if how in self.fail_once:
+            self.fail_once.discard(how)
+            return reply({"code": 0, "message": "Internal error"}, status=400)
         if problem := problem_of(payload, files):
             return reply({"code": 50035, "message": problem}, status=400)
         # A deferred update edits the message that the component is on: ephemeral like that one.

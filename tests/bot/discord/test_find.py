@@ -8,7 +8,14 @@ from PIL import Image
 
 from bot.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, photographed
-from tests.bot.discord.loopback import PRIVATE_THREAD, VOICE, Answer, Discord, Json
+from tests.bot.discord.loopback import (
+    APPLICATION,
+    PRIVATE_THREAD,
+    VOICE,
+    Answer,
+    Discord,
+    Json,
+)
 from tests.bot.discord.toy import ToyServer
 
 ALICE, BOB = 42, 43
@@ -264,6 +271,35 @@ async def test_discords_rate_limits_are_waited_for(bot: Bot, discord: Discord) -
         answer = await ask(discord, 1)
     assert discord.refuse_messages == 0
     assert set(answer.links) == set(map(link, posts))
+
+
+async def test_discord_is_not_asked_where_the_bot_is_known_to_be_shut_out(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        message = await discord.post(10, map_art(1))
+        await bot.settled(1)
+        closed = discord.channels[10]
+        closed["permission_overwrites"] = [
+            {"id": str(APPLICATION), "type": 1, "allow": "0", "deny": str(1 << 10)}
+        ]
+        await discord.dispatch("CHANNEL_UPDATE", closed)
+        discord.refuse_messages = 1
+        answer = await ask(discord, 1)
+    assert discord.refuse_messages == 1, "refusals count against a bot"
+    assert answer.links == [link(message)]
+
+
+async def test_a_spoiler_that_is_uploaded_gives_an_answer_that_is_one(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        answer = await discord.use_find(
+            map_art(1), member=BOB, channel_id=10, name="SPOILER_map.png"
+        )
+    assert list(answer.files) == ["SPOILER_maps.png"]
 
 
 async def test_old_links_are_renewed_for_the_sheet(bot: Bot, discord: Discord) -> None:

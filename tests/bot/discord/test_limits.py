@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bot.limits import Buckets, Limits
+from bot.limits import Buckets, Limits, Turns
 from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import Discord
@@ -76,41 +76,61 @@ def test_a_member_who_is_refused_costs_the_guild_nothing() -> None:
     assert limits.admit(member_id=3, guild_id=10) is None, "another guild is not held up"
 
 
-async def test_the_searches_of_a_guild_wait_for_each_other_and_for_no_other_guild() -> None:
-    limits = Limits(per_member=0, per_guild=0, at_once=2)
+async def test_so_many_of_a_kind_run_at_once_and_others_do_not_wait_for_them() -> None:
+    turns = Turns(2)
     running: list[int] = []
     gate, full = asyncio.Event(), asyncio.Event()
 
-    async def search(guild_id: int) -> None:
-        async with limits.turn(guild_id):
-            running.append(guild_id)
+    async def search(key: int) -> None:
+        async with turns.of(key):
+            running.append(key)
             if len(running) == 3:
                 full.set()
             await gate.wait()
 
     async with asyncio.TaskGroup() as tasks:
-        for guild_id in (1, 1, 1, 1, 2):
-            tasks.create_task(search(guild_id))
+        for key in (1, 1, 1, 1, 2):
+            tasks.create_task(search(key))
         await full.wait()
         assert sorted(running) == [1, 1, 2]
         gate.set()
     assert sorted(running) == [1, 1, 1, 1, 2]
-    assert limits._turns == {}
+    assert turns._lines == {}
 
 
 async def test_a_search_that_is_given_up_in_line_leaves_no_trace() -> None:
-    limits = Limits(per_member=0, per_guild=0, at_once=1)
+    turns = Turns(1)
 
     async def wait() -> None:
-        async with limits.turn(1):
+        async with turns.of(1):
             pytest.fail("it was not its turn")
 
-    async with limits.turn(1):
+    async with turns.of(1):
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    assert limits._turns == {}
+    assert turns._lines == {}
+
+
+async def test_a_member_whose_links_are_slow_holds_up_nobody_else() -> None:
+    limits = Limits(per_member=0, per_guild=0)
+    running: list[int] = []
+    gate, served = asyncio.Event(), asyncio.Event()
+
+    async def search(member_id: int) -> None:
+        async with limits.turn(member_id=member_id, guild_id=1):
+            running.append(member_id)
+            if member_id == EVE:
+                served.set()
+            await gate.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        for member_id in (*[BOB] * 20, EVE):
+            tasks.create_task(search(member_id))
+        await served.wait()
+        assert sorted(running) == [BOB, BOB, EVE]
+        gate.set()
 
 
 async def test_who_asks_too_much_is_told_to_wait_and_others_are_answered(

@@ -1,7 +1,6 @@
 """Going on from an answer: further pages, sharing, taking back; and presses that are made up."""
 
-import pytest
-
+from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import (
     EVERYONE_MAY,
@@ -197,9 +196,8 @@ async def test_a_question_that_was_deleted_is_not_shared(bot: Bot, discord: Disc
     assert refused.content == "The picture that you asked about was deleted, so nothing was shared."
 
 
-@pytest.mark.parametrize("label", ["Show more", "Share"])
 async def test_another_members_press_and_one_from_elsewhere_are_refused(
-    bot: Bot, discord: Discord, label: str
+    bot: Bot, discord: Discord
 ) -> None:
     discord.add_channel(1, 12)
     discord.add_guild(2)
@@ -209,59 +207,55 @@ async def test_another_members_press_and_one_from_elsewhere_are_refused(
             await discord.post(10, map_art(seed))
         await bot.settled(5)
         answer = await ask(discord, 1)
-        by_eve = await press(discord, answer, label, member=EVE)
-        elsewhere = await press(discord, answer, label, channel_id=12)
-        abroad = await press(discord, answer, label, channel_id=20)
-    assert by_eve.content.startswith("This answer belongs to somebody else.")
-    assert elsewhere.content == abroad.content == "This answer is too old to go on from. Ask again."
-    for refused in (by_eve, elsewhere, abroad):
-        assert refused.ephemeral
-        assert refused.how == "beside"
-        assert not refused.links
-        assert not refused.files
+        for label in ("Show more", "Share"):
+            by_eve = await press(discord, answer, label, member=EVE)
+            elsewhere = await press(discord, answer, label, channel_id=12)
+            abroad = await press(discord, answer, label, channel_id=20)
+            assert by_eve.content.startswith("This answer belongs to somebody else.")
+            assert elsewhere.content == abroad.content
+            assert elsewhere.content == "This answer is too old to go on from. Ask again."
+            for refused in (by_eve, elsewhere, abroad):
+                assert refused.ephemeral
+                assert refused.how == "beside"
+                assert not refused.links
+                assert not refused.files
 
 
-@pytest.mark.parametrize("page", [2, 19, 20, 999])
-@pytest.mark.parametrize("action", ["page", "share"])
-async def test_a_page_that_was_not_reached_is_refused(
-    bot: Bot, discord: Discord, action: str, page: int
-) -> None:
+async def test_a_page_that_was_not_reached_is_refused(bot: Bot, discord: Discord) -> None:
     async with bot.running():
         for seed in range(5):
             await discord.post(10, map_art(seed))
         await bot.settled(5)
         answer = await ask(discord, 1)
         token = answer.buttons()["Share"]["custom_id"].split(":")[3]
-        refused = await press(
-            discord, answer, "Share", custom_id=f"mapseek:find:{action}:{token}:{page}"
-        )
-    assert refused.content == "This answer is too old to go on from. Ask again."
-    assert not refused.links
+        for action in ("page", "share"):
+            for page in (2, 19, 20, 999):
+                made_up = f"mapseek:find:{action}:{token}:{page}"
+                refused = await press(discord, answer, "Share", custom_id=made_up)
+                assert refused.content == "This answer is too old to go on from. Ask again."
+                assert not refused.links
 
 
-@pytest.mark.parametrize(
-    "custom_id",
-    [
-        "mapseek:find:page:unknown:1",
-        "mapseek:find:page:unknown:-1",
-        "mapseek:find:pick:10:11",
-        "mapseek:find:open:x:0",
-        "mapseek:find:",
-        "mapseek:find:share:../..:0",
-        f"mapseek:find:page:{'x' * 70}:0",
-    ],
-)
 async def test_a_press_that_is_made_up_is_refused_with_a_sentence(
-    bot: Bot, discord: Discord, custom_id: str
+    bot: Bot, discord: Discord
 ) -> None:
     async with bot.running():
         await discord.post(10, map_art(1))
         await bot.settled(1)
         answer = await ask(discord, 1)
-        refused = await press(discord, answer, "Share", custom_id=custom_id)
-    assert refused.ephemeral
-    assert refused.content.endswith("Ask again.")
-    assert not refused.links
+        for custom_id in (
+            "mapseek:find:page:unknown:1",
+            "mapseek:find:page:unknown:-1",
+            "mapseek:find:pick:10:11",
+            "mapseek:find:open:x:0",
+            "mapseek:find:",
+            "mapseek:find:share:../..:0",
+            f"mapseek:find:page:{'x' * 70}:0",
+        ):
+            refused = await press(discord, answer, "Share", custom_id=custom_id)
+            assert refused.ephemeral
+            assert refused.content.endswith("Ask again.")
+            assert not refused.links
 
 
 async def test_after_a_restart_a_button_says_that_the_answer_is_too_old(
@@ -323,3 +317,39 @@ async def test_a_choice_is_refused_once_its_channel_is_closed(bot: Bot, discord:
     assert by_eve.content.startswith("This answer belongs to somebody else.")
     assert unknown.content == "This answer is too old to go on from. Ask again."
     assert late.content == "That message is gone, or is not for you to read."
+
+
+async def test_in_a_closed_channel_its_own_maps_and_those_of_its_threads_are_shared(
+    bot: Bot, discord: Discord
+) -> None:
+    """Who can see a thread can see its channel, and the other threads of it that are public."""
+    discord.add_channel(1, 11, hidden_from=EVE)
+    discord.add_thread(1, 30, parent_id=11)
+    discord.add_thread(1, 31, parent_id=11)
+    discord.add_thread(1, 32, parent_id=11, kind=PRIVATE_THREAD)
+    discord.add_channel(1, 12, hidden_from=EVE)
+    discord.thread_members[32] = {BOB}
+    bot.settings = BotSettings(**(bot.settings.model_dump() | {"results": 5}))
+    async with bot.running():
+        posts = {where: await discord.post(where, map_art(1)) for where in (11, 30, 31, 32, 12)}
+        await bot.settled(5)
+        answer = await ask(discord, 1, channel_id=30)
+        shared = await press(discord, answer, "Share", channel_id=30)
+    assert set(answer.links) == set(map(link, posts.values()))
+    assert set(shared.links) == {link(posts[where]) for where in (11, 30, 31)}
+
+
+async def test_what_could_not_be_shared_can_be_shared_again(bot: Bot, discord: Discord) -> None:
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        discord.fail_once.add("beside")
+        failed = await press(discord, answer, "Share")
+        shared = await press(discord, answer, "Share")
+        again = await press(discord, answer, "Share")
+    assert failed.ephemeral
+    assert failed.content.startswith("Discord is not answering the bot right now.")
+    assert not shared.ephemeral
+    assert shared.links == answer.links
+    assert again.content == "This is shared already."
