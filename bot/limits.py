@@ -61,7 +61,11 @@ class Buckets:
 
 
 class Turns:
-    """Lets so many of a key's holders run at once; others of the same key wait in line."""
+    """Lets so many of a key's holders run at once; others of the same key wait in line.
+
+    Args:
+        at_once: How many; 0 for no limit.
+    """
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
@@ -70,6 +74,9 @@ class Turns:
     @asynccontextmanager
     async def of(self, key: int) -> AsyncIterator[None]:
         """Waits for a turn, and gives it back."""
+        if not self._at_once:
+            yield
+            return
         semaphore, holders = self._lines.get(key, (asyncio.Semaphore(self._at_once), 0))
         self._lines[key] = (semaphore, holders + 1)
         try:
@@ -101,7 +108,7 @@ class Limits:
     ) -> None:
         self._members = Buckets(per_member, clock=clock)
         self._guilds = Buckets(per_guild, clock=clock)
-        self._members_turns = Turns(_MEMBER_AT_ONCE)
+        self._members_turns = Turns(_MEMBER_AT_ONCE if per_member else 0)
         self._guilds_turns = Turns(_GUILD_AT_ONCE)
 
     def admit(self, *, member_id: int, guild_id: int) -> str | None:
