@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-exporter proto proto-check samples clean
+.PHONY: help demo test check format test-exporter proto proto-check samples replies clean
 
 help: ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ proto-check: $(VENV)/.dev
 
 samples: $(VENV)/.dev ## Draws the sample archive of the demo anew
 	$(BIN)/python -m benchmarks.sample_archive
+
+replies: $(VENV)/.dev ## Draws the replies that the README shows, and measures how long one takes
+	$(BIN)/python -m tests.bot.discord.replies
 
 clean: ## Removes what the targets above made
 	rm -rf $(VENV) demo-out

@@ -292,6 +292,71 @@ def soak(
         raise typer.Exit(1)
 
 
+@app.command()
+def bot(
+    *,
+    model: Model = None,
+    posts: Annotated[int, typer.Option(min=1, help="Old posts that are indexed.")] = 10_000,
+    rate: Annotated[float, typer.Option(min=0, help="Searches a second beside it.")] = 50.0,
+    seed: Annotated[int, typer.Option(help="Which picture is searched for when.")] = 0,
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw latencies and memory: a .png or .svg file."),
+    ] = None,
+) -> None:
+    """A long backfill with searches and new posts beside it.
+
+    [dim]mapseek bench bot --posts 10000 --rate 50 --plot bot.png[/]
+
+    It runs the real bot against a loopback Discord, which is in the project's tests: run it from
+    a checkout.
+    """
+    from benchmarks.bot import BotBenchOptions, bench_bot
+
+    _check_writable(json, plot)
+    if plot is not None:
+        from benchmarks.plot import check_format
+
+        check_format(plot)
+    options = BotBenchOptions(model=_folder(model).resolve(), posts=posts, rate=rate, seed=seed)
+    with _progress() as progress:
+        report, measured = bench_bot(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_bot
+
+        plot_bot(measured, f"{report.model_id} on {report.machine.cpu}", plot)
+
+
+@app.command()
+def crash(
+    *,
+    model: Model = None,
+    posts: Annotated[int, typer.Option(min=1, help="How many messages are posted.")] = 300,
+    kills: Annotated[int, typer.Option(min=0, help="How often something is killed.")] = 25,
+    seed: Annotated[int, typer.Option(help="What happens when.")] = 0,
+    json: Json = None,
+) -> None:
+    """Kill the bot, the server and a writer of the archive at random; is the archive exact?
+
+    [dim]mapseek bench crash --posts 300 --kills 25[/]
+
+    It posts on a loopback Discord, which is in the project's tests: run it from a checkout.
+
+    It exits with 1 where a picture is missing, left over or untrue in the end.
+    """
+    from benchmarks.crash import CrashOptions, bench_crash
+
+    _check_writable(json)
+    options = CrashOptions(model=_folder(model).resolve(), posts=posts, kills=kills, seed=seed)
+    with _progress() as progress:
+        report = bench_crash(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
 def _folder(model: Path | None) -> Path:
     if model is not None:
         return model

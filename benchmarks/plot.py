@@ -1,4 +1,4 @@
-"""The pictures of `bench serve` and `bench archive`."""
+"""The pictures of `bench serve`, `bench archive` and `bench bot`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from benchmarks.archive import Row
+from benchmarks.bot import Measured as BotMeasured
+from benchmarks.memory import MB
 from benchmarks.rounds import Measured
 from inference.errors import StartupError
 
@@ -29,6 +31,32 @@ def plot_serve(measured: Measured, title: str, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _throughput(left, measured)
     _latency(right, measured)
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_bot(measured: BotMeasured, title: str, path: Path) -> None:
+    """Draws how the backfill went on, and what searches and new posts met meanwhile."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*zip(*measured.indexed, strict=True), label="old posts indexed")
+    left.set(xlabel="seconds", ylabel="posts", ylim=(0, None))
+    memory = left.twinx()
+    memory.plot(
+        [moment for moment, _ in measured.memory],
+        [value / MB for _, value in measured.memory],
+        color="grey",
+        label="memory of the bot",
+    )
+    memory.set(ylabel="MB", ylim=(0, None))
+    left.set_title("Backfill, and resident memory (grey)")
+    for name, points in (("search", measured.searches), ("new post", measured.lives)):
+        moments, seconds = [one for one, _ in points], [took for _, took in points]
+        right.plot(moments, seconds, ".", markersize=3, label=name)
+    right.set_title("Time from asking to the answer, from posting to found")
+    right.set(xlabel="seconds", ylabel="seconds", yscale="log")
+    right.legend()
+    right.grid(alpha=0.3, which="both")
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, dpi=150)
 

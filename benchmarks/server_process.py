@@ -72,7 +72,7 @@ def run_server(model: Path, settings: Mapping[str, str] | None = None) -> Iterat
     Raises:
         StartupError: It did not come up; the message ends with its last words.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     # A developer's own settings must not change a figure.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     given = {f"MAPSEEK_{name.upper()}": value for name, value in (settings or {}).items()}
@@ -149,7 +149,8 @@ def _tail(words: IO[str], lines: int = 20) -> list[str]:
     return words.read().splitlines()[-lines:]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

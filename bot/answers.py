@@ -1,48 +1,29 @@
-"""Answers a member's "which map is this?": search, check every hit, and put it into words.
+"""Answers a member's "which map is this?": what is asked, who asks, and what they may see.
 
-Nothing is shown that the member cannot read at this moment: the channels that count are computed
-first and are part of the vector query, and each hit is fetched again from Discord before it is
-shown, which also gives a fresh link and shows whether it is still there.
+Nothing is shown that the member cannot read at this moment: which channels count is worked out
+anew for every answer, every page and every share, and is part of the vector query.
 """
 
 import asyncio
-import io
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
-import aiohttp
 import disnake
-from disnake.ui.select.string import StringSelect
-from disnake.utils import escape_markdown, escape_mentions, format_dt
+from opentelemetry import trace
 
-from bot import pictures
-from bot.archive.port import ArchiveError, ImageArchive, Match, Picture, Selection
-from bot.fetch import Fetcher, FetchError, GoneError
-from bot.ingest import Ingest
-from bot.links import message_link
-from bot.pictures import Sighting
+from bot.pages import MOST_PAGES, Pages, Reply
+from bot.pictures import Sighting, in_channel
+from bot.questions import Question, Questions
 from bot.queue import Queue
-from bot.search import Scope, Verdict, find, judge
-from bot.sheet import Tile, draw_sheet
-from bot.visibility import readable_channels
-from inference.client import EmbeddingClient
-from inference.errors import (
-    DeadlineError,
-    InvalidInputError,
-    OverloadedError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from bot.replies import RefusalError
+from bot.visibility import may_write, readable_channels, shareable_channels
+from inference.client import Embedded, EmbeddingClient
 
-_log = logging.getLogger("mapseek.bot")
+_tracer = trace.get_tracer("mapseek.bot")
 
-# Some hits may turn out to be deleted; the next ones take their places.
-_SPARE = 2
-_MOST_CHOICES = 25
-_LONGEST_NAME = 60
-
-PICK = "mapseek:pick"
+_OLD = "This answer is too old to go on from. Ask again."
+_NOT_YOURS = "This answer belongs to somebody else. Ask yourself: Find similar map, or /find."
+_GONE = "That message is gone, or is not for you to read."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,129 +41,230 @@ class Asker:
     channel_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """A match that was checked.
-
-    Attributes:
-        match: What was found.
-        now: The picture as Discord has it now; None where Discord did not tell.
-        data: Its bytes; None where they could not be fetched.
-    """
-
-    match: Match
-    now: Sighting | None
-    data: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What the member is to see.
-
-    Attributes:
-        content: Text, in Discord's markdown.
-        components: Buttons and a select.
-        files: The picture sheet.
-    """
-
-    content: str
-    components: list[disnake.ui.Button[None] | StringSelect[None]] = field(default_factory=list)
-    files: list[disnake.File] = field(default_factory=list)
-
-
 class Answers:
     """Makes replies. Knows nothing of commands and interactions.
 
     Args:
         bot: Asks Discord for messages.
-        archive: Where to look.
-        client: Embeds the member's picture.
-        fetcher: Downloads it, and the hits for the sheet.
-        ingest: Is told of hits that are gone.
+        client: Embeds what the member asks about.
+        pages: Finds, checks and shows.
         queue: Knows the threads that are not in Discord's cache.
-        results: How many hits to show.
     """
 
     def __init__(
         self,
         *,
         bot: disnake.Client,
-        archive: ImageArchive,
         client: EmbeddingClient,
-        fetcher: Fetcher,
-        ingest: Ingest,
+        pages: Pages,
         queue: Queue,
-        results: int,
     ) -> None:
         self._bot = bot
-        self._archive = archive
         self._client = client
-        self._fetcher = fetcher
-        self._ingest = ingest
+        self._pages = pages
         self._queue = queue
-        self._results = results
+        self._questions = Questions()
 
-    async def about(self, choices: Sequence[Sighting], chosen: str | None, asker: Asker) -> Reply:
+    async def about_picture(
+        self,
+        fetch: Callable[[], Awaitable[bytes]],
+        asker: Asker,
+        *,
+        asked: Sighting | None = None,
+        spoiler: bool = False,
+        choices: Sequence[Sighting] = (),
+    ) -> Reply:
         """What is known about a picture.
 
         Args:
-            choices: The pictures of one message; with several the reply lets the member choose.
-            chosen: The attachment id of the one to look for; None for the first.
+            fetch: Gets its bytes.
             asker: Decides what may be shown.
+            asked: The picture in its message; None where it is in none.
+            spoiler: Whether the picture itself must stay hidden.
+            choices: All pictures of that message; with several the reply lets the member choose.
 
         Raises:
             EmbeddingError: The picture could not be embedded.
             ArchiveError: The archive could not be searched.
             FetchError: The picture could not be downloaded.
         """
-        if not choices:
-            return Reply(content="There is no picture in that message.")
-        asked = next((one for one in choices if one.attachment_id == chosen), choices[0])
-        readable, data, model = await asyncio.gather(
-            self._readable(asker), self._fetcher.fetch(asked.fetch_url), self._client.model()
-        )
-        matches = await find(
-            self._client,
-            self._archive,
-            data,
-            Scope(
-                limit=self._results * _SPARE,
-                guild_id=str(asker.guild.id),
-                channel_ids=readable,
-                exclude_message_id=asked.message_id or None,
-            ),
-        )
-        hits = await self._check(matches)
-        select = [_select(choices, asked)] if len(choices) > 1 else []
-        if not hits:
-            return Reply(
-                content="Nothing found: no maps are indexed in the channels that you can read.",
-                components=[*select],
-            )
-        verdicts = [judge(hit.match.score, model.thresholds) for hit in hits]
-        return Reply(
-            content=_text(hits, verdicts),
-            components=[*_buttons(hits), *select],
-            files=await _files(asked, data, hits, verdicts),
-        )
 
-    async def about_message(
-        self, *, channel_id: str, message_id: str, chosen: str, asker: Asker
-    ) -> Reply:
-        """Like `about`, for a message that is known by its ids: those may be stale, or forged."""
-        gone = Reply(content="That message is gone, or is not for you to read.")
-        if channel_id not in await self._readable(asker):
-            return gone
+        async def look() -> tuple[Embedded, bytes | None]:
+            with _tracer.start_as_current_span("mapseek.download"):
+                data = await fetch()
+            return await asyncio.gather(self._client.embed(data), self._pages.small(data))
+
+        readable, (embedded, small), model = await asyncio.gather(
+            self._readable(asker), look(), self._client.model()
+        )
+        question = Question(
+            owner_id=asker.member.id,
+            guild_id=asker.guild.id,
+            channel_id=asker.channel_id,
+            embedded=embedded,
+            # Between two answers the server may have started with another model.
+            thresholds=model.thresholds if model.id == embedded.model_id else None,
+            shown=small,
+            spoiler=spoiler,
+            asked=asked,
+            choices=tuple(choices),
+        )
+        return await self._pages.page(self._questions.keep(question), question, 0, readable)
+
+    async def about_words(self, words: str, asker: Asker) -> Reply:
+        """The pictures that words describe best.
+
+        Raises:
+            UnsupportedError: The model reads no text.
+            EmbeddingError: The words could not be embedded.
+            ArchiveError: The archive could not be searched.
+        """
+        readable, embedded = await asyncio.gather(
+            self._readable(asker), self._client.embed_text(words)
+        )
+        question = Question(
+            owner_id=asker.member.id,
+            guild_id=asker.guild.id,
+            channel_id=asker.channel_id,
+            embedded=embedded,
+            thresholds=None,
+            shown=words,
+        )
+        return await self._pages.page(self._questions.keep(question), question, 0, readable)
+
+    async def pictures_of(
+        self, guild_id: str, channel_id: str, message_id: str, asker: Asker
+    ) -> list[Sighting]:
+        """The pictures of a message that is known by its ids: those may be stale, or forged.
+
+        Raises:
+            RefusalError: It is gone, or the member cannot read it, or the bot.
+        """
+        if guild_id != str(asker.guild.id) or channel_id not in await self._readable(asker):
+            raise RefusalError(_GONE)
         try:
-            found = await pictures.in_channel(
-                self._bot,
-                guild_id=str(asker.guild.id),
-                channel_id=channel_id,
-                message_id=message_id,
+            found = await in_channel(
+                self._bot, guild_id=guild_id, channel_id=channel_id, message_id=message_id
             )
         except disnake.Forbidden:
-            return gone
-        return gone if found is None else await self.about(found, chosen, asker)
+            raise RefusalError(_GONE) from None
+        if found is None:
+            raise RefusalError(_GONE)
+        return found
+
+    def recall(self, token: str, asker: Asker) -> Question:
+        """What a member goes on from.
+
+        Raises:
+            RefusalError: It is too old, somebody else's, or from elsewhere.
+        """
+        question = self._questions.recall(token)
+        if question is None:
+            raise RefusalError(_OLD)
+        if question.owner_id != asker.member.id:
+            raise RefusalError(_NOT_YOURS)
+        if (question.guild_id, question.channel_id) != (asker.guild.id, asker.channel_id):
+            raise RefusalError(_OLD)
+        return question
+
+    async def choose(
+        self, token: str, attachment_id: str, asker: Asker
+    ) -> tuple[Sighting, Sequence[Sighting]]:
+        """Another picture of the message that an answer is about, with all of them.
+
+        Raises:
+            RefusalError: See `recall`; or there is no such picture, or it cannot be read any more.
+        """
+        choices = self.recall(token, asker).choices
+        chosen = next((one for one in choices if one.attachment_id == attachment_id), None)
+        if chosen is None:
+            raise RefusalError(_OLD)
+        here = chosen.channel_id == str(asker.channel_id)
+        if not here and chosen.channel_id not in await self._readable(asker):
+            raise RefusalError(_GONE)
+        return chosen, choices
+
+    async def turn(self, token: str, page: int, asker: Asker) -> Reply:
+        """Another page of an answer.
+
+        Raises:
+            RefusalError: See `recall`; or there is no such page.
+            ArchiveError: The archive could not be searched.
+        """
+        question = self.recall(token, asker)
+        if page > min(len(question.pages), MOST_PAGES - 1):
+            raise RefusalError(_OLD)
+        return await self._pages.page(token, question, page, await self._readable(asker))
+
+    async def share(
+        self, token: str, page: int, asker: Asker, show: Callable[[Reply], Awaitable[None]]
+    ) -> None:
+        """Shows a page of an answer to everybody in the channel, less what not all of them may see.
+
+        Args:
+            token: Which question.
+            page: Which page of its answer.
+            asker: Who shares it, and where.
+            show: Posts it.
+
+        Raises:
+            RefusalError: See `recall`; or the member may not post here, or none is for everybody.
+        """
+        question = self.recall(token, asker)
+        if page >= len(question.pages):
+            raise RefusalError(_OLD)
+        if page in question.shared:
+            raise RefusalError("This is shared already.")
+        if not may_write(asker.guild, asker.member, asker.channel_id):
+            raise RefusalError("You may not post pictures in this channel, so nothing was shared.")
+        question.shared.add(page)  # before any wait, so that a second press finds it
+        try:
+            await show(await self._shared(question, page, asker))
+        except BaseException:
+            question.shared.discard(page)
+            raise
+
+    async def _shared(self, question: Question, page: int, asker: Asker) -> Reply:
+        open_to_all = shareable_channels(
+            asker.guild,
+            here=asker.channel_id,
+            readable=await self._readable(asker),
+            known_threads=self._queue.threads(str(asker.guild.id)),
+        )
+        spoiler = question.spoiler
+        if question.asked is not None:
+            asked = await self._still_there(question.asked, open_to_all)
+            spoiler = spoiler or asked.spoiler
+        reply = await self._pages.shared(
+            replace(question, spoiler=spoiler), page, open_to_all, by=asker.member
+        )
+        if reply is None:
+            raise RefusalError(
+                "Not everybody who can see this channel can see these maps, so nothing was shared."
+            )
+        return reply
+
+    async def _still_there(self, asked: Sighting, open_to_all: frozenset[str]) -> Sighting:
+        if asked.channel_id not in open_to_all:
+            raise RefusalError(
+                "Not everybody who can see this channel can see the picture that you asked about, "
+                "so nothing was shared."
+            )
+        try:
+            found = await in_channel(
+                self._bot,
+                guild_id=asked.guild_id,
+                channel_id=asked.channel_id,
+                message_id=asked.message_id,
+            )
+        except disnake.Forbidden:  # it was asked about from right here, where the bot cannot read
+            return asked
+        now = next((one for one in found or () if one.key == asked.key), None)
+        if now is None:
+            raise RefusalError(
+                "The picture that you asked about was deleted, so nothing was shared."
+            )
+        return now
 
     async def _readable(self, asker: Asker) -> frozenset[str]:
         return await readable_channels(
@@ -191,147 +273,3 @@ class Answers:
             asked_in=asker.channel_id,
             known_threads=self._queue.threads(str(asker.guild.id)),
         )
-
-    async def _check(self, matches: Sequence[Match]) -> list[Hit]:
-        """The first hits that still exist."""
-        hits: list[Hit] = []
-        for start in range(0, len(matches), self._results):
-            if len(hits) < self._results:
-                some = matches[start : start + self._results]
-                checked = await asyncio.gather(*(self._look_again(match) for match in some))
-                hits += [hit for hit in checked if hit is not None]
-        return hits[: self._results]
-
-    async def _look_again(self, match: Match) -> Hit | None:
-        picture = match.picture
-        try:
-            found = await pictures.in_channel(
-                self._bot,
-                guild_id=picture.guild_id,
-                channel_id=picture.channel_id,
-                message_id=picture.key.message_id,
-            )
-        except (disnake.HTTPException, aiohttp.ClientError, OSError, ValueError) as error:
-            _log.info("Message %s was not checked: %s", picture.key.message_id, error)
-            return Hit(match=match, now=None, data=None)
-        now = next((one for one in found or () if one.key == picture.key), None)
-        if now is None:
-            # A message without any picture may also be one whose content is kept from the bot.
-            if found != []:
-                self._ingest.delete(_selection(picture, whole_message=found is None))
-            return None
-        try:
-            data = await self._fetcher.fetch(now.fetch_url)
-        except FetchError as error:
-            _log.info("Picture %s is not on the sheet: %s", picture.key.attachment_id, error)
-            return Hit(match=match, now=now, data=None)
-        return Hit(match=match, now=now, data=data)
-
-
-def _selection(picture: Picture, *, whole_message: bool) -> Selection:
-    return Selection(
-        message_ids=frozenset({picture.key.message_id}),
-        attachment_ids=None if whole_message else frozenset({picture.key.attachment_id}),
-    )
-
-
-def _text(hits: Sequence[Hit], verdicts: Sequence[Verdict | None]) -> str:
-    if verdicts[0] is Verdict.NOTHING:
-        lines = ["**Nothing close to this picture was posted where you can read.** The nearest:"]
-    elif verdicts[0] is Verdict.SAME:
-        lines = ["**This map was posted before:**"]
-    else:
-        lines = ["**The most similar maps:**"]
-    for number, (hit, verdict) in enumerate(zip(hits, verdicts, strict=True), 1):
-        picture = hit.match.picture
-        words = f"{verdict}, " if verdict else ""
-        by = f" by {_plain(picture.author)}" if picture.author else ""
-        lines.append(
-            f"**{number}.** {words}similarity {hit.match.score:.2f}{by}, "
-            f"{format_dt(picture.posted_at, 'D')} in <#{picture.channel_id}>"
-            + (" (spoiler)" if _is_spoiler(hit) else "")
-        )
-    return "\n".join(lines)
-
-
-def _plain(name: str) -> str:
-    """A name as text: no markdown, no mention, one line."""
-    short = " ".join(name.split())[:_LONGEST_NAME]
-    return escape_markdown(escape_mentions(short))
-
-
-def _buttons(hits: Sequence[Hit]) -> list[disnake.ui.Button[None]]:
-    return [
-        disnake.ui.Button(
-            label=f"Go to {number}",
-            # Made from the ids: a button must lead into Discord whatever was imported.
-            url=message_link(
-                hit.match.picture.guild_id,
-                hit.match.picture.channel_id,
-                hit.match.picture.key.message_id,
-            ),
-        )
-        for number, hit in enumerate(hits, 1)
-    ]
-
-
-def _select(choices: Sequence[Sighting], asked: Sighting) -> StringSelect[None]:
-    return StringSelect(
-        custom_id=f"{PICK}:{asked.channel_id}:{asked.message_id}",
-        options=[
-            disnake.SelectOption(
-                label=f"Picture {number} of {len(choices)}",
-                value=choice.attachment_id,
-                default=choice is asked,
-            )
-            for number, choice in enumerate(choices[:_MOST_CHOICES], 1)
-        ],
-    )
-
-
-def _is_spoiler(hit: Hit) -> bool:
-    return hit.match.picture.spoiler or (hit.now is not None and hit.now.spoiler)
-
-
-async def _files(
-    asked: Sighting, data: bytes, hits: Sequence[Hit], verdicts: Sequence[Verdict | None]
-) -> list[disnake.File]:
-    """The picture sheet. Spoilered hits are not on it; a spoilered question hides all of it."""
-    tiles = [
-        Tile(match=hit.match, verdict=verdict, note="spoiler: follow the link")
-        if _is_spoiler(hit)
-        else Tile(match=hit.match, verdict=verdict, data=hit.data)
-        for hit, verdict in zip(hits, verdicts, strict=True)
-    ]
-    drawn = io.BytesIO(await draw_sheet(data, tiles))
-    description = "The picture that was asked about, beside the ones that were found."
-    return [disnake.File(drawn, "maps.png", spoiler=asked.spoiler, description=description)]
-
-
-def explain(error: Exception, reference: str) -> str:
-    """Puts a failure into words for a member.
-
-    Args:
-        error: What was raised.
-        reference: What the member may quote; it stands in the log, too.
-    """
-    match error:
-        case OverloadedError():
-            wait_s = max(1, round(error.retry_after_ms / 1000))
-            words = f"Too many pictures are being looked up; try again in {wait_s} s."
-        case UnavailableError() | DeadlineError() | UnauthenticatedError():
-            words = (
-                "The embedding server is not answering, so no picture can be looked up right now. "
-                "What is posted meanwhile is kept and indexed later. Try again in a few minutes."
-            )
-        case InvalidInputError():
-            words = f"This picture cannot be used: {error}"
-        case GoneError():
-            words = "Discord no longer has this picture."
-        case FetchError():
-            words = f"This picture cannot be used: {error}"
-        case ArchiveError():
-            words = "The archive is out of order, so no picture can be looked up right now."
-        case _:
-            words = "Something went wrong in mapseek. Whoever runs this bot can find out what."
-    return f"{words} (Reference: `{reference}`)"

@@ -10,16 +10,15 @@ import aiohttp
 import disnake
 from disnake.ext import commands
 
-from bot.answers import Answers
 from bot.archive.opening import open_archive
-from bot.commands import Find
+from bot.commands import make_find
 from bot.current import CurrentClient
-from bot.events import Watch
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
-from bot.ingest import Ingest
+from bot.indexing import Indexing
 from bot.pictures import Sighting, in_channel
-from bot.queue import Queue, QueueError
+from bot.queue import Queue
 from bot.settings import BotSettings
+from bot.state import StateError
 from inference import telemetry
 from inference.client import ClientSettings
 from inference.errors import StartupError
@@ -62,7 +61,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
         raise StartupError(f"MAPSEEK_DOWNLOAD_ORIGINS: {error}.") from None
     try:
         queue = Queue(settings.queue_file)
-    except QueueError as error:
+    except StateError as error:
         raise StartupError(str(error)) from error
     with queue:
         async with (
@@ -71,26 +70,27 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
             fetcher,
         ):
             bot = make_bot()
-            ingest = Ingest(
+            indexing = Indexing(
+                bot=bot,
                 queue=queue,
                 archive=archive,
                 client=client,
                 fetcher=fetcher,
                 refresh=lambda sighting: _refresh(bot, sighting),
+                privacy_url=settings.privacy_url,
             )
-            answers = Answers(
+            find = make_find(
+                settings,
                 bot=bot,
                 archive=archive,
                 client=client,
                 fetcher=fetcher,
-                ingest=ingest,
+                ingest=indexing.ingest,
                 queue=queue,
-                results=settings.results,
             )
-            bot.add_cog(Watch(bot, ingest, queue))
-            bot.add_cog(Find(answers))
+            bot.add_cog(find)
             try:
-                return await _until_signal(_work(bot, ingest, token))
+                return await _until_signal(_work(bot, indexing, token))
             finally:
                 await bot.close()
 
@@ -123,19 +123,19 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
         await asyncio.gather(working, stop, return_exceptions=True)
 
 
-async def _work(bot: commands.InteractionBot, ingest: Ingest, token: str) -> int:
+async def _work(bot: commands.InteractionBot, indexing: Indexing, token: str) -> int:
     """Runs until Discord or the indexing ends, and says why in words."""
     try:
         await bot.login(token)
-        indexing = asyncio.create_task(ingest.run())
+        working = asyncio.create_task(indexing.run())
         connection = asyncio.create_task(bot.connect())
         try:
-            await asyncio.wait({indexing, connection}, return_when=asyncio.FIRST_COMPLETED)
-            (connection if connection.done() else indexing).result()
+            await asyncio.wait({working, connection}, return_when=asyncio.FIRST_COMPLETED)
+            (connection if connection.done() else working).result()
         finally:
-            indexing.cancel()
+            working.cancel()
             connection.cancel()
-            await asyncio.gather(indexing, connection, return_exceptions=True)
+            await asyncio.gather(working, connection, return_exceptions=True)
     except disnake.LoginFailure:
         raise _refused_token() from None
     except disnake.PrivilegedIntentsRequired:

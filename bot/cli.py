@@ -279,7 +279,7 @@ def index(
         typer.Argument(
             metavar="PATH",
             show_default=False,
-            help="A folder of pictures, a DiscordChatExporter JSON file, or a folder of those.",
+            help="A folder of pictures, a DiscordChatExporter file, or a folder of those.",
         ),
     ],
     kind: Annotated[
@@ -292,6 +292,12 @@ def index(
             help="Where the export's media lie, if not beside it (its own --media-dir).",
         ),
     ] = None,
+    guild: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="The Discord server of HTML exports, which rarely tell it."
+        ),
+    ] = None,
     archive: ArchiveOption = None,
     server: ServerOption = None,
 ) -> None:
@@ -302,7 +308,7 @@ def index(
 
     It needs a running server: `mapseek serve`.
 
-    Export from Discord with DiscordChatExporter, as JSON and with --media.
+    Export from Discord with DiscordChatExporter, as JSON (or HTML) and with --media.
 
     Stopping (Ctrl-C) keeps what was done; the same command goes on from there.
 
@@ -312,7 +318,14 @@ def index(
     from bot.importer import source
 
     raise typer.Exit(
-        commandline.index(path, kind=source.Kind(kind), media=media, archive=archive, server=server)
+        commandline.index(
+            path,
+            kind=source.Kind(kind),
+            media=media,
+            guild=guild,
+            archive=archive,
+            server=server,
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """The archive's commands, between their options (`bot.cli`) and their use cases."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
 from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
-from bot.importer.found import SourceError
+from bot.importer.found import Source, SourceError
 from bot.importer.source import Kind, open_source
+from bot.importer.wanted import wanted
 from bot.index import Indexer
 from bot.search import Scope, Verdict, find_text, judge
 from bot.search import find as find_image
@@ -27,21 +28,30 @@ _READY_S = 3.0
 
 
 def index(
-    path: Path, *, kind: Kind, media: Path | None, archive: Path | None, server: str | None
+    path: Path,
+    *,
+    kind: Kind,
+    media: Path | None,
+    guild: str | None,
+    archive: Path | None,
+    server: str | None,
 ) -> int:
     """Runs `mapseek index` and returns its exit code."""
     settings = BotSettings.load(archive=archive)
-    return _run(_index(path, kind, media, settings, ClientSettings.load(server=server)))
+
+    def source() -> Source:
+        return wanted(open_source(path, kind=kind, media=media, guild=guild), settings.queue_file)
+
+    return _run(_index(path, source, settings, ClientSettings.load(server=server)))
 
 
 async def _index(
     path: Path,
-    kind: Kind,
-    media: Path | None,
+    make_source: Callable[[], Source],
     settings: BotSettings,
     client_settings: ClientSettings,
 ) -> int:
-    source = await asyncio.to_thread(open_source, path, kind=kind, media=media)
+    source = await asyncio.to_thread(make_source)
     async with EmbeddingClient(client_settings) as client:
         model = await _ready(client, client_settings)
         async with open_archive(None, settings) as archive:
@@ -66,10 +76,8 @@ async def _index(
 
 
 def _why_no_pictures(path: Path) -> str:
-    if path.is_file() and path.suffix.lower() != ".json":
-        return (
-            f"{path} is no picture ({FORMATS_IN_WORDS}) and no JSON export of DiscordChatExporter."
-        )
+    if path.is_file() and path.suffix.lower() not in {".json", ".html", ".htm"}:
+        return f"{path} is no picture ({FORMATS_IN_WORDS}) and no export of DiscordChatExporter."
     return f"There are no pictures ({FORMATS_IN_WORDS}) in {path}."
 
 

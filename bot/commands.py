@@ -1,7 +1,11 @@
-"""The commands that members use. Thin: what is found and said is decided in `bot.answers`."""
+"""The commands that members use, and the buttons below the answers.
 
-import logging
-from collections.abc import Awaitable, Callable
+Thin: what is found and said is decided in `bot.answers`, how it is delivered in `bot.replying`.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
 
 import disnake
 from disnake.ext import commands
@@ -9,114 +13,194 @@ from disnake.interactions.application_command import (
     ApplicationCommandInteraction,
     MessageCommandInteraction,
 )
-from disnake.interactions.base import Interaction
-from disnake.interactions.message import MessageInteraction
-from opentelemetry import trace
 
-from bot.answers import PICK, Answers, Asker, Reply, explain
-from bot.archive.port import ArchiveError
-from bot.fetch import FetchError
-from bot.pictures import in_message, in_option
-from inference import telemetry
-from inference.errors import EmbeddingError
+from bot.answers import Answers, Asker
+from bot.archive.port import ImageArchive
+from bot.fetch import Fetcher
+from bot.hits import Checker
+from bot.ingest import Ingest
+from bot.limits import Limits
+from bot.pages import Pages, Reply
+from bot.pictures import Sighting, in_message, in_option
+from bot.questions import Action, Press, is_ours, press_of
+from bot.queue import Queue
+from bot.replies import RefusalError
+from bot.replying import Click, Replying
+from bot.settings import BotSettings, UrlSearch
+from inference.client import EmbeddingClient
 
-_log = logging.getLogger("mapseek.bot")
-_tracer = trace.get_tracer("mapseek.bot")
+_Bot = commands.InteractionBot
+
+_MESSAGE_LINK = re.compile(
+    r"https://(?:canary\.|ptb\.)?discord(?:app)?\.com/channels/([0-9]+)/([0-9]+)/([0-9]+)/?"
+)
+_LONGEST_URL = 2000
+_LONGEST_TEXT = 200
+
+_ONE_OF_THREE = "Give one thing to look for: an image, a url or a text."
+_NO_ANSWER = "That is no answer of this bot, or too old a one. Ask again."
+_NO_PICTURE = "There is no picture in that message."
 
 
 class Find(commands.Cog):
-    """Finds maps by picture."""
+    """Finds maps by picture, link or words.
 
-    def __init__(self, answers: Answers) -> None:
+    Args:
+        answers: Decides what is said.
+        fetcher: Downloads the pictures that are asked about.
+        replying: Delivers it.
+        url_search: Where `/find url:` may lead.
+    """
+
+    def __init__(
+        self, *, answers: Answers, fetcher: Fetcher, replying: Replying, url_search: UrlSearch
+    ) -> None:
         self._answers = answers
+        self._fetcher = fetcher
+        self._replying = replying
+        self._url_search = url_search
 
     @commands.message_command(name="Find similar map")
-    async def find_similar(self, inter: MessageCommandInteraction[commands.InteractionBot]) -> None:
+    async def find_similar(self, inter: MessageCommandInteraction[_Bot]) -> None:
         """Looks for the first picture of a message."""
 
         async def make(asker: Asker) -> Reply:
-            choices = in_message(inter.target, guild=asker.guild)
-            return await self._answers.about(choices, None, asker)
+            return await self._about(in_message(inter.target, guild=asker.guild), asker)
 
-        await _answer(inter, make)
+        await self._replying.answer(inter, "message", make)
 
     @commands.slash_command(name="find")
     async def find(
         self,
-        inter: ApplicationCommandInteraction[commands.InteractionBot],
-        image: disnake.Attachment = commands.Param(description="A picture of it."),  # noqa: B008 (disnake's way)
+        inter: ApplicationCommandInteraction[_Bot],
+        image: disnake.Attachment | None = commands.Param(  # noqa: B008 (disnake's way)
+            default=None, description="A picture of it."
+        ),
+        url: str | None = commands.Param(
+            default=None,
+            max_length=_LONGEST_URL,
+            description="A link to a picture of it, or to a message of this server.",
+        ),
+        text: str | None = commands.Param(
+            default=None,
+            max_length=_LONGEST_TEXT,
+            description="What it shows, in words.",
+        ),
     ) -> None:
         """Find who posted a map, by a picture of it."""
 
         async def make(asker: Asker) -> Reply:
-            sighting = in_option(image)
-            if sighting is None:
-                return Reply(content="That file is no picture.")
-            return await self._answers.about([sighting], None, asker)
+            if sum(one is not None for one in (image, url, text)) != 1:
+                raise RefusalError(_ONE_OF_THREE)
+            if image is not None:
+                return await self._about_upload(image, asker)
+            if url is not None:
+                return await self._about_url(url.strip(), asker)
+            return await self._answers.about_words(text or "", asker)
 
-        await _answer(inter, make)
+        kind = "image" if image else "url" if url else "text"
+        await self._replying.answer(inter, kind, make)
 
     @commands.Cog.listener()
-    async def on_dropdown(self, inter: MessageInteraction[commands.InteractionBot]) -> None:
-        """Looks for another picture of the message that an earlier answer was about."""
-        prefix, _, ids = (inter.component.custom_id or "").rpartition(f"{PICK}:")
-        channel_id, _, message_id = ids.partition(":")
-        if prefix or not (channel_id.isdecimal() and message_id.isdecimal() and inter.values):
+    async def on_message_interaction(self, click: Click) -> None:
+        """Goes on from an answer: another picture, another page, sharing, taking back."""
+        if not is_ours(click.data.custom_id):
             return
-        chosen = inter.values[0]
+        press = press_of(click.data.custom_id)
+        if press is None:
+            await self._replying.replace(click, "unknown", _refuse)
+            return
+        match press.action:
+            case Action.PICK:
+                await self._replying.replace(click, "pick", partial(self._pick, click, press))
+            case Action.PAGE:
+                turn = partial(self._answers.turn, press.token, press.page)
+                await self._replying.replace(click, "page", turn)
+            case Action.SHARE:
+                share = partial(self._answers.share, press.token, press.page)
+                await self._replying.share(click, share)
+            case Action.REMOVE:
+                await self._replying.remove(click, partial(_check_removal, click, press))
 
-        async def make(asker: Asker) -> Reply:
-            return await self._answers.about_message(
-                channel_id=channel_id, message_id=message_id, chosen=chosen, asker=asker
+    async def _pick(self, click: Click, press: Press, asker: Asker) -> Reply:
+        chosen = next(iter(click.values or ()), "")
+        asked, choices = await self._answers.choose(press.token, chosen, asker)
+        return await self._about(choices, asker, asked=asked)
+
+    async def _about(
+        self, choices: Sequence[Sighting], asker: Asker, *, asked: Sighting | None = None
+    ) -> Reply:
+        if not choices:
+            raise RefusalError(_NO_PICTURE)
+        chosen = asked or choices[0]
+        return await self._answers.about_picture(
+            lambda: self._fetcher.fetch(chosen.fetch_url),
+            asker,
+            asked=chosen,
+            spoiler=chosen.spoiler,
+            choices=choices,
+        )
+
+    async def _about_upload(self, image: disnake.Attachment, asker: Asker) -> Reply:
+        upload = in_option(image)
+        if upload is None:
+            raise RefusalError("That file is no picture.")
+        return await self._answers.about_picture(
+            lambda: self._fetcher.fetch(upload.fetch_url), asker, spoiler=upload.spoiler
+        )
+
+    async def _about_url(self, url: str, asker: Asker) -> Reply:
+        if self._url_search is UrlSearch.OFF:
+            raise RefusalError(
+                "Links are turned off in this bot. Give the picture itself as `image`."
             )
-
-        await _answer(inter, make)
-
-
-async def _answer(
-    inter: ApplicationCommandInteraction[commands.InteractionBot]
-    | MessageInteraction[commands.InteractionBot],
-    make: Callable[[Asker], Awaitable[Reply]],
-) -> None:
-    """Defers at once, then shows what `make` makes, or a sentence about why there is nothing."""
-    reference = str(inter.id)
-    with (
-        telemetry.correlate(reference),
-        _tracer.start_as_current_span(
-            "mapseek.interaction", attributes={"mapseek.interaction_id": reference}
-        ),
-    ):
-        try:
-            if isinstance(inter, MessageInteraction):
-                await inter.response.defer()
-            else:
-                await inter.response.defer(ephemeral=True)
-            reply = await _reply(inter, make, reference)
-            await inter.edit_original_response(
-                content=reply.content,
-                components=reply.components,
-                files=reply.files,
-                attachments=[],  # of an earlier answer in this place
-            )
-        except disnake.HTTPException:
-            _log.warning("Discord did not take the answer.", exc_info=True)
+        if link := _MESSAGE_LINK.fullmatch(url):
+            found = await self._answers.pictures_of(link[1], link[2], link[3], asker)
+            return await self._about(found, asker)
+        anywhere = self._url_search is UrlSearch.ANYWHERE
+        fetch = self._fetcher.fetch_anywhere if anywhere else self._fetcher.fetch
+        return await self._answers.about_picture(lambda: fetch(url), asker)
 
 
-async def _reply(
-    inter: Interaction[commands.InteractionBot],
-    make: Callable[[Asker], Awaitable[Reply]],
-    reference: str,
-) -> Reply:
-    # Commands arrive before the guilds do, after a start.
-    guild, member = inter.guild, inter.author
-    if guild is None or guild.unavailable or not isinstance(member, disnake.Member):
-        return Reply(content="The bot is still starting; try again in a moment.")
-    asker = Asker(guild=guild, member=member, channel_id=inter.channel_id)
-    try:
-        return await make(asker)
-    except (EmbeddingError, ArchiveError, FetchError) as error:
-        _log.warning("A search failed: %s", error)
-        return Reply(content=explain(error, reference))
-    except Exception as error:  # noqa: BLE001 (a member must never be left without an answer)
-        _log.exception("A search failed.")
-        return Reply(content=explain(error, reference))
+def _check_removal(click: Click, press: Press, asker: Asker) -> None:
+    """Refuses who neither shared an answer nor keeps order in the channel."""
+    is_there = click.data.custom_id in _custom_ids(click.message)
+    if click.message.author.id != click.bot.user.id or not is_there:
+        raise RefusalError(_NO_ANSWER)
+    if press.token != str(asker.member.id) and not click.permissions.manage_messages:
+        raise RefusalError("Only who shared this, or a moderator, can remove it.")
+
+
+async def _refuse(_: Asker) -> Reply:
+    raise RefusalError(_NO_ANSWER)
+
+
+def _custom_ids(message: disnake.Message) -> set[str]:
+    rows = disnake.ui.ActionRow.rows_from_message(message)
+    return {
+        component.custom_id or ""
+        for _, component in disnake.ui.ActionRow.walk_components(rows)
+        if isinstance(component, disnake.ui.Button)
+    }
+
+
+def make_find(
+    settings: BotSettings,
+    *,
+    bot: _Bot,
+    archive: ImageArchive,
+    client: EmbeddingClient,
+    fetcher: Fetcher,
+    ingest: Ingest,
+    queue: Queue,
+) -> Find:
+    """Puts together what members use."""
+    checker = Checker(bot=bot, fetcher=fetcher, ingest=ingest)
+    pages = Pages(archive=archive, checker=checker, results=settings.results)
+    limits = Limits(per_member=settings.searches_per_member, per_guild=settings.searches_per_guild)
+    return Find(
+        answers=Answers(bot=bot, client=client, pages=pages, queue=queue),
+        fetcher=fetcher,
+        replying=Replying(limits),
+        url_search=settings.url_search,
+    )

@@ -2,12 +2,15 @@
 
 What the bot may be asked to fetch comes from strangers. So: only listed origins (Discord's own
 unless the operator lists more), no redirects, no private addresses behind a listed name, a cap on
-bytes and on time while streaming, and the bytes decide what a file is, not its name.
+bytes and on time while streaming, and the bytes decide what a file is, not its name. Where a member
+may give any address, every hop of it must lead into the public internet.
 """
 
+import asyncio
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -26,7 +29,18 @@ DISCORD_ORIGINS = frozenset(
 )
 
 _CHUNK_BYTES = 64 * 1024
+_REDIRECTS = range(300, 400)
 _DEAD = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+
+# What a stranger's address may ask of the bot.
+_MOST_HOPS = 4
+_PORTS = frozenset({80, 443})
+# IPv6 has one block of public addresses; all that carries an IPv4 address inside lies elsewhere
+# (mapped, NAT64, compatible) or here (6to4, Teredo).
+_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
+_TUNNELS_V6 = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32"))
+# Public by its number, but Azure's own service for the machine that asks.
+_AZURE = ipaddress.IPv4Address("168.63.129.16")
 
 Origin = tuple[str, str | None, int | None]
 
@@ -69,16 +83,20 @@ class Fetcher:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
-        """Opens the connection pool."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=_PublicResolver(self._trusted_hosts)),
+        """Opens the connection pools: what strangers name shares no connection with the rest."""
+        self._session = self._open(self._trusted_hosts)
+        self._strangers = self._open(())
+        return self
+
+    def _open(self, trusted_hosts: Collection[str]) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=_PublicResolver(trusted_hosts)),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             # A picture is compressed already; a compressed body could only be a bomb.
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity", "User-Agent": "mapseek"},
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self
 
     async def __aexit__(
         self,
@@ -88,6 +106,7 @@ class Fetcher:
     ) -> None:
         """Closes the connections."""
         await self._session.close()
+        await self._strangers.close()
 
     async def fetch(self, url: str) -> bytes:
         """The bytes of a picture file (PNG, JPEG, GIF, WebP, BMP or AVIF).
@@ -98,19 +117,57 @@ class Fetcher:
             FetchError: Anything that may pass: no connection, too slow, cut short, overloaded.
         """
         address = self._allowed(url)
-        try:
+        with self._sentences():
             async with self._session.get(address, allow_redirects=False) as response:
-                _check_status(response.status)
-                data = await self._read(response)
+                if response.status in _REDIRECTS:
+                    raise RefusedError("The link leads elsewhere; redirects are not followed.")
+                return await self._picture(response)
+
+    async def fetch_anywhere(self, url: str) -> bytes:
+        """Like `fetch`, from any public address and over a few redirects, each checked likewise.
+
+        Raises:
+            RefusedError: The address, or one that it leads to, is not public; or as for `fetch`.
+            GoneError: See `fetch`.
+            FetchError: See `fetch`.
+        """
+        if self._is_listed(url):
+            return await self.fetch(url)
+        address = _strangers_address(url)
+        with self._sentences(discreet=True):
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(_MOST_HOPS):
+                    async with self._strangers.get(address, allow_redirects=False) as response:
+                        if response.status not in _REDIRECTS:
+                            return await self._picture(response)
+                        address = _strangers_address(_next_hop(response))
+        raise RefusedError("The link leads from one address to the next without end.")
+
+    @contextmanager
+    def _sentences(self, *, discreet: bool = False) -> Iterator[None]:
+        """Puts what goes wrong on the way into words; discreet ones do not map this network."""
+        try:
+            yield
         except TimeoutError as error:
             raise FetchError(f"The picture took longer than {self._timeout_s:g} s.") from error
         except aiohttp.ClientConnectorDNSError as error:
-            raise FetchError(f"The picture's host cannot be reached: {error.os_error}.") from error
-        except (aiohttp.ClientError, OSError) as error:
+            reason = "" if discreet else f": {error.os_error}"
+            raise FetchError(f"The picture's host cannot be reached{reason}.") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise FetchError(f"The picture was not received: {type(error).__name__}.") from error
+
+    async def _picture(self, response: aiohttp.ClientResponse) -> bytes:
+        _check_status(response.status)
+        data = await self._read(response)
         if not _is_picture(data):
             raise RefusedError("The file is no picture of a known format.")
         return data
+
+    def _is_listed(self, url: str) -> bool:
+        try:
+            return parse_origin(url) in self._origins
+        except ValueError:
+            return False
 
     def _allowed(self, url: str) -> URL:
         # Parsed once: what is checked is what is connected to.
@@ -152,7 +209,7 @@ class _PublicResolver(AbstractResolver):
         results = await self._resolver.resolve(host, port, family)
         if host not in self._trusted_hosts:
             for result in results:
-                if not ipaddress.ip_address(result["host"].partition("%")[0]).is_global:
+                if not is_public(result["host"]):
                     raise OSError(f"{host} leads into a private network")
         return results
 
@@ -172,13 +229,48 @@ def parse_origin(url: str | URL) -> Origin:
     return address.scheme, address.host, address.port
 
 
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet, for everybody the same."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        tunnelled = any(parsed in network for network in _TUNNELS_V6)
+        return parsed in _PUBLIC_V6 and parsed.is_global and not tunnelled
+    return parsed.is_global and not parsed.is_multicast and parsed != _AZURE
+
+
+def _strangers_address(url: str | URL) -> URL:
+    """The address, parsed once: what is checked is what is connected to.
+
+    Names are checked where they are resolved; addresses in figures are not resolved, so here.
+    """
+    try:
+        address = URL(url)
+        parse_origin(address)
+    except ValueError as error:
+        raise RefusedError("The link is no web address.") from error
+    if address.port not in _PORTS:
+        raise RefusedError("Pictures are fetched from the usual ports of the web only.")
+    try:
+        public = is_public(address.host or "")
+    except ValueError:
+        return address
+    if not public:
+        raise RefusedError("The picture's host cannot be reached.")
+    return address
+
+
+def _next_hop(response: aiohttp.ClientResponse) -> URL:
+    try:
+        return response.url.join(URL(response.headers.get("Location", "")))
+    except ValueError as error:
+        raise RefusedError("The link leads to no web address.") from error
+
+
 def _check_status(status: int) -> None:
     if status == HTTPStatus.OK:
         return
     if status in _DEAD:
         raise GoneError("The link has expired, or the picture was deleted.")
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        raise RefusedError("The link leads elsewhere; redirects are not followed.")
     raise FetchError(f"The picture's host answered with status {status}.")
 
 

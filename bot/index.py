@@ -26,6 +26,7 @@ from bot.archive.port import (
 )
 from bot.importer.files import UnreadableError, read
 from bot.importer.found import Found, SetAside, Source
+from bot.links import MEDIA
 from inference.client import Embedded, EmbeddingClient, ModelInfo
 from inference.errors import EmbeddingError, ModelChangedError
 
@@ -105,6 +106,7 @@ class Indexer:
         self._hash_of: dict[int, str] = {}
         self._ready: list[tuple[_Read, Vector]] = []
         self._storing = asyncio.Lock()
+        self._held: set[tuple[str, str]] | None = None
         self._stopping = False
 
     async def run(self) -> None:
@@ -158,6 +160,10 @@ class Indexer:
                     self._put_aside(found, str(error))
                     continue
                 content_hash = contents.content_hash
+                if found.by_file and await self._is_held(found, content_hash):
+                    self._under_way.discard(found.key)
+                    self._tell(known=self.progress.known + 1)
+                    continue
                 picture = found.picture(
                     width=contents.width,
                     height=contents.height,
@@ -185,12 +191,39 @@ class Indexer:
         known = await self._archive.seen(found.keys() - under_way, self._model.id)
         new = [one for key, one in found.items() if key not in known and key not in under_way]
         self._under_way.update(one.key for one in new)
+        await self._forget_file_names([found[key] for key in known])
         self.set_aside += aside
         self._tell(
             known=self.progress.known + len(batch) - len(aside) - len(new),
             set_aside=len(self.set_aside),
         )
         return new
+
+    async def _is_held(self, found: Found, content_hash: str) -> bool:
+        """Whether the archive has a picture that an export tells no id of, by its own id."""
+        if self._held is None:
+            # Nothing else tells what a message holds: everything is read through, once.
+            self._held = {
+                (entry.picture.key.message_id, entry.picture.content_hash)
+                async for entry in self._archive.entries(self._model.id)
+                if not entry.picture.key.attachment_id.startswith(MEDIA)
+            }
+        return (found.key.message_id, content_hash) in self._held
+
+    async def _forget_file_names(self, stored: list[Found]) -> None:
+        """Deletes what was imported by the name of its file and is now there by its own id."""
+        names = {
+            PictureKey(message_id=one.key.message_id, attachment_id=one.also)
+            for one in stored
+            if one.also and not one.by_file
+        }
+        for key in await self._archive.seen(names, None) if names else ():
+            await self._archive.delete(
+                Selection(
+                    message_ids=frozenset({key.message_id}),
+                    attachment_ids=frozenset({key.attachment_id}),
+                )
+            )
 
     async def _known_vector(self, content_hash: str) -> Vector | None:
         for one, vector in self._ready:
@@ -239,6 +272,7 @@ class Indexer:
                 )
             except EntriesRefusedError as error:
                 refused = error.by_picture
+            await self._forget_file_names([one.found for one, _ in batch])
             del self._ready[: len(batch)]
             self._under_way.difference_update(one.found.key for one, _ in batch)
             for one, _ in batch:

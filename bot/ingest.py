@@ -7,11 +7,11 @@ every write that it could have crossed, and before every later one.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
@@ -26,10 +26,15 @@ from bot.archive.port import (
     Picture,
     PictureKey,
     Selection,
+    Vector,
 )
+from bot.crossing import Crossing
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
+from bot.forgotten import Forgotten
+from bot.pause import Pause
 from bot.pictures import Sighting
-from bot.queue import Queue, Queued
+from bot.queue import Lane, Queue, Queued
+from inference import telemetry
 from inference.client import EmbeddingClient
 from inference.errors import (
     DeadlineError,
@@ -57,7 +62,8 @@ _BATCH = 16
 _ATTEMPTS = 8
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 3600.0
-_LONGEST_PAUSE_S = 60.0
+# How many old posts of a guild may wait: links expire, and the disk is not endless.
+_MOST_BACKFILL = 256
 
 
 class Ingest:
@@ -70,6 +76,7 @@ class Ingest:
         fetcher: Downloads them.
         refresh: Gives a picture with a fresh link by asking Discord for its message; None if it
             is no longer there. Raises `FetchError`.
+        indexed: Is told of new posts that have just become part of the archive.
         clock: The time, in seconds since the epoch.
     """
 
@@ -81,28 +88,75 @@ class Ingest:
         client: EmbeddingClient,
         fetcher: Fetcher,
         refresh: Callable[[Sighting], Awaitable[Sighting | None]],
+        indexed: Callable[[Sequence[Entry]], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
+        self._forgotten = Forgotten(queue.db)
         self._archive = archive
         self._client = client
         self._fetcher = fetcher
         self._refresh = refresh
+        self._indexed = indexed
         self._clock = clock
         self._writing = asyncio.Lock()
         self._added = asyncio.Event()
         self._deleted = asyncio.Event()
+        self._worked = asyncio.Event()
+        self._crossings: set[Crossing] = set()
+        self._under_way: dict[str, asyncio.Task[tuple[str, Vector]]] = {}
 
-    def add(self, sightings: Sequence[Sighting]) -> None:
-        """Writes down what was seen; it is on disk when this returns."""
-        if sightings:
-            self._queue.add(sightings, now_s=self._clock())
+    def add(self, sightings: Sequence[Sighting], *, lane: Lane = Lane.LIVE) -> None:
+        """Writes down what was seen; it is on disk when this returns.
+
+        What somebody asked to be forgotten is left out.
+        """
+        wanted = [one for one in sightings if self._forgotten.allows(one)]
+        if wanted:
+            self._queue.add(wanted, now_s=self._clock(), lane=lane)
             self._added.set()
+
+    def retry_set_aside(self, guild_id: str) -> int:
+        """Tries again what was given up of a guild, and says how much that is."""
+        count = self._queue.retry_set_aside(guild_id, now_s=self._clock())
+        self._added.set()
+        return count
 
     def delete(self, selection: Selection) -> None:
         """Writes a deletion down; it is on disk when this returns, and applied soon."""
         self._queue.delete(selection)
+        self._note_deletion(selection)
+
+    def delete_guild(self, guild_id: str) -> None:
+        """Like `delete`, for a guild and everything that is known about it."""
+        self._queue.forget_guild(guild_id)
+        self._note_deletion(Selection(guild_id=guild_id))
+
+    def _note_deletion(self, selection: Selection) -> None:
+        for crossing in self._crossings:
+            crossing.deleted(selection)
         self._deleted.set()
+
+    def touched(self, message_id: str) -> None:
+        """Notes that the gateway told of a message; see `crossing`."""
+        for crossing in self._crossings:
+            crossing.touched(message_id)
+
+    @contextlib.contextmanager
+    def crossing(self) -> Iterator[Crossing]:
+        """Notes what happens while Discord is asked about messages."""
+        crossing = Crossing()
+        self._crossings.add(crossing)
+        try:
+            yield crossing
+        finally:
+            self._crossings.discard(crossing)
+
+    async def room(self, guild_id: str) -> None:
+        """Waits until a guild may put more of its old posts into the queue."""
+        while self._queue.waiting(guild_id, Lane.BACKFILL) >= _MOST_BACKFILL:
+            self._worked.clear()
+            await self._worked.wait()
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -111,7 +165,7 @@ class Ingest:
             tasks.create_task(self._delete(), name="delete")
 
     async def _index(self) -> NoReturn:
-        pause = _Pause()
+        pause = Pause("Indexing")
         while True:
             self._added.clear()
             try:
@@ -120,13 +174,14 @@ class Ingest:
                 await pause.wait(error)
                 continue
             finally:
+                self._worked.set()
                 self._report()
-            pause = _Pause()
+            pause = Pause("Indexing")
             if not worked:
                 await self._until_due()
 
     async def _delete(self) -> NoReturn:
-        pause = _Pause()
+        pause = Pause("Indexing")
         while True:
             self._deleted.clear()
             try:
@@ -135,7 +190,7 @@ class Ingest:
             except ArchiveError as error:
                 await pause.wait(error)
                 continue
-            pause = _Pause()
+            pause = Pause("Indexing")
             await self._deleted.wait()
 
     async def _until_due(self) -> None:
@@ -155,59 +210,92 @@ class Ingest:
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
-            stored = await self._archive.seen([item.sighting.key for item in batch], model.id)
-            self._queue.done(stored)
-            results = await asyncio.gather(
-                *(self._entry(item) for item in batch if item.sighting.key not in stored),
-                return_exceptions=True,
+            stored = await self._archive.seen(
+                [item.sighting.key for item in batch if not item.anew], model.id
             )
-            await self._store([result for result in results if isinstance(result, Entry)])
+            await self._forget_file_names(
+                [item.sighting for item in batch if item.sighting.key in stored]
+            )
+            self._queue.done(item.sighting for item in batch if item.sighting.key in stored)
+            todo = [item for item in batch if item.sighting.key not in stored]
+            results = await asyncio.gather(
+                *(self._entry(item, model.id) for item in todo), return_exceptions=True
+            )
+            await self._store(
+                [
+                    (item, result)
+                    for item, result in zip(todo, results, strict=True)
+                    if isinstance(result, Entry)
+                ]
+            )
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
         return True
 
-    async def _store(self, entries: Sequence[Entry]) -> None:
+    async def _store(self, work: Sequence[tuple[Queued, Entry]]) -> None:
         async with self._writing:
             await self._apply_deletions()
-            wanted = self._queue.still_here(entry.picture.key for entry in entries)
-            if not wanted:
+            wanted = self._queue.still_here(item.sighting.key for item, _ in work)
+            work = [(item, entry) for item, entry in work if item.sighting.key in wanted]
+            if not work:
                 return
             refused: dict[PictureKey, str] = {}
             try:
-                await self._archive.upsert_many(
-                    [entry for entry in entries if entry.picture.key in wanted]
-                )
+                await self._archive.upsert_many([entry for _, entry in work])
             except EntriesRefusedError as error:
                 refused = error.by_picture
-            for key, reason in refused.items():
-                self._queue.set_aside(key, reason=f"The archive refuses it: {reason}")
-                _pictures.add(1, {"outcome": "set aside"})
-                _log.warning("Set aside %s/%s: %s", key.message_id, key.attachment_id, reason)
-            self._queue.done(wanted - refused.keys())
-            _pictures.add(len(wanted) - len(refused), {"outcome": "indexed"})
+            for item, _ in work:
+                if item.sighting.key in refused:
+                    reason = refused[item.sighting.key]
+                    self._give_up(item, f"The archive refuses it: {reason}")
+            work = [(item, entry) for item, entry in work if item.sighting.key not in refused]
+            await self._forget_file_names([item.sighting for item, _ in work])
+            self._queue.done(item.sighting for item, _ in work)
+            _pictures.add(len(work), {"outcome": "indexed"})
+        for item, _ in work:
+            _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
+        self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
+
+    async def _forget_file_names(self, stored: Sequence[Sighting]) -> None:
+        """Deletes what an import knew by the name of its file and is now there by its own id."""
+        names = {key for one in stored for key in one.file_keys}
+        for key in await self._archive.seen(names, None) if names else ():
+            await self._archive.delete(
+                Selection(
+                    message_ids=frozenset({key.message_id}),
+                    attachment_ids=frozenset({key.attachment_id}),
+                )
+            )
 
     async def _apply_deletions(self) -> None:
         for number, selection in self._queue.deletions():
             await self._archive.delete(selection)
             self._queue.deletion_done(number)
 
-    async def _entry(self, item: Queued) -> Entry | None:
+    async def _entry(self, item: Queued, model_id: str) -> Entry | None:
         """Fetches and embeds one picture; a failure of its own is noted in the queue."""
+        with (
+            telemetry.correlate(name_of(item)),
+            _tracer.start_as_current_span(
+                "mapseek.picture",
+                attributes={"mapseek.picture": name_of(item), "lane": item.lane.name.lower()},
+            ),
+        ):
+            return await self._entry_of(item, model_id)
+
+    async def _entry_of(self, item: Queued, model_id: str) -> Entry | None:
         key = item.sighting.key
         try:
             found = await self._fetch(item.sighting)
             if found is None:
-                self._queue.done([key])
+                self._queue.drop([key])
                 _pictures.add(1, {"outcome": "gone"})
                 return None
             sighting, data = found
-            embedded = await self._client.embed(data, lane="bulk")
-            return Entry(
-                picture=_picture(sighting, data),
-                model_id=embedded.model_id,
-                embedding=embedded.embedding,
-            )
+            picture = _picture(sighting, data)
+            model_id, vector = await self._vector(data, picture.content_hash, model_id)
+            return Entry(picture=picture, model_id=model_id, embedding=vector)
         except _OUTAGES:
             raise
         except (RefusedError, InvalidInputError) as error:
@@ -218,6 +306,23 @@ class Ingest:
             _log.exception("Picture %s of message %s failed.", key.attachment_id, key.message_id)
             self._put_off(item, "mapseek failed on this picture; the cause is in its log.")
         return None
+
+    async def _vector(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
+        """The model and its vector of some bytes, which are embedded once wherever they come up."""
+        task = self._under_way.get(content_hash)
+        if task is None:
+            task = asyncio.create_task(self._embedded(data, content_hash, model_id))
+            self._under_way[content_hash] = task
+            task.add_done_callback(lambda _: self._under_way.pop(content_hash, None))
+        return await task
+
+    async def _embedded(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
+        known = await self._archive.embeddings([content_hash], model_id)
+        if content_hash in known:
+            _pictures.add(1, {"outcome": "known bytes"})
+            return model_id, known[content_hash]
+        embedded = await self._client.embed(data, lane="bulk")
+        return embedded.model_id, embedded.embedding
 
     async def _fetch(self, sighting: Sighting) -> tuple[Sighting, bytes] | None:
         if not link_expired(sighting.fetch_url, now_s=self._clock()):
@@ -245,22 +350,15 @@ class Ingest:
 
     def _report(self) -> None:
         depth = self._queue.depth()
-        _depth.set(depth.waiting, {"state": "waiting"})
+        _depth.set(depth.waiting - depth.backfill, {"state": "waiting", "lane": "live"})
+        _depth.set(depth.backfill, {"state": "waiting", "lane": "backfill"})
         _depth.set(depth.set_aside, {"state": "set aside"})
         _depth.set(depth.deletions, {"state": "deletions"})
 
 
-class _Pause:
-    """Waits longer each time, up to a minute, while something that all work needs is away."""
-
-    def __init__(self) -> None:
-        self._next_s = 1.0
-
-    async def wait(self, reason: Exception) -> None:
-        """Says why, and waits."""
-        _log.warning("Indexing waits %.0f s: %s", self._next_s, reason)
-        await asyncio.sleep(self._next_s * random.uniform(0.5, 1.0))
-        self._next_s = min(self._next_s * 2, _LONGEST_PAUSE_S)
+def name_of(item: Queued) -> str:
+    """Names a picture in logs and traces, the same at every attempt and after every restart."""
+    return f"{item.sighting.message_id}-{item.sighting.attachment_id}"
 
 
 def link_expired(url: str, *, now_s: float) -> bool:

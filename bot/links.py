@@ -4,7 +4,15 @@ A picture that was imported and is then met in Discord has to be the same entry 
 """
 
 import hashlib
+import re
 from urllib.parse import parse_qs, urlsplit
+
+# DiscordChatExporter names a downloaded file NAME-HASH.EXT, after its address; until February 2026
+# with five digits.
+_MEDIA_NAME = re.compile(r"-([0-9a-f]{5}|[0-9a-f]{16})(?:\.[^.]*)?$", re.IGNORECASE)
+
+# How the ids of pictures begin that are known by such a name alone.
+MEDIA = "media-"
 
 _SIGNATURE = frozenset({"ex", "is", "hm"})
 _SIGNED_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
@@ -35,6 +43,26 @@ def embedded_id(url: str) -> str:
         url: The picture's own address, not that of Discord's copy.
     """
     return "embed-" + hashlib.sha256(unsigned(url).encode()).hexdigest()[:16]
+
+
+def media_id(name: str) -> str:
+    """The attachment id of a downloaded file whose export tells no other; "" if its name is none.
+
+    Args:
+        name: The file's name, as DiscordChatExporter chose it.
+    """
+    found = _MEDIA_NAME.search(name)
+    return MEDIA + found[1].lower() if found else ""
+
+
+def media_ids(url: str) -> set[str]:
+    """The ids that `media_id` gives the file of an address.
+
+    Args:
+        url: Where the file was downloaded from.
+    """
+    digest = hashlib.sha256(unsigned(url).encode()).hexdigest()
+    return {MEDIA + digest[:5], MEDIA + digest[:16]}
 
 
 def message_link(guild_id: str, channel_id: str, message_id: str) -> str:

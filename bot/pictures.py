@@ -4,19 +4,32 @@ Messages come in two shapes: disnake's objects (new messages, commands, history)
 dicts (edits). Both are brought to the raw shape first, so that there is one reading of it.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import IntEnum
 from typing import Any
 
 import disnake
 
 from bot.archive.port import PictureKey
-from bot.links import embedded_id, message_link, unsigned
+from bot.links import embedded_id, media_ids, message_link, unsigned
 
 # Attachment flags that disnake 2.12 has no names for.
 _IS_THUMBNAIL = 1 << 1
 _IS_SPOILER = 1 << 3
+_HIDDEN_WORDS = re.compile(r"\|\|(.+?)\|\|", re.DOTALL)
+
+
+class _Kind(IntEnum):
+    """Components that show pictures, or hold such as do (Components V2)."""
+
+    OTHER = 0
+    SECTION = 9
+    THUMBNAIL = 11
+    GALLERY = 12
+    CONTAINER = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +76,27 @@ class Sighting:
         return PictureKey(message_id=self.message_id, attachment_id=self.attachment_id)
 
     @property
+    def file_keys(self) -> set[PictureKey]:
+        """The keys by which an import of HTML knows the picture, which tells no ids."""
+        urls = (self.image_url, self.fetch_url)
+        return {
+            PictureKey(message_id=self.message_id, attachment_id=id_)
+            for url in urls
+            for id_ in media_ids(url)
+        }
+
+    def is_the(self, key: PictureKey) -> bool:
+        """Whether a key of the archive means this picture."""
+        return key == self.key or key in self.file_keys
+
+    @property
     def message_link(self) -> str:
         """Leads to the message in Discord."""
         return message_link(self.guild_id, self.channel_id, self.message_id)
 
 
 def in_message(message: disnake.Message, *, guild: disnake.Guild | None) -> list[Sighting]:
-    """The pictures of a message: attached, embedded and forwarded, in that order.
+    """The pictures of a message: attached, embedded, laid out as components, and forwarded.
 
     Args:
         message: The message, from whatever source.
@@ -80,19 +107,46 @@ def in_message(message: disnake.Message, *, guild: disnake.Guild | None) -> list
         "channel_id": message.channel.id,
         "timestamp": message.created_at.isoformat(),
         "author": {"id": message.author.id, "username": message.author.display_name},
-        "attachments": [attachment.to_dict() for attachment in message.attachments],
-        "embeds": [embed.to_dict() for embed in message.embeds],
+        **_parts(message),
         "message_snapshots": [
-            {
-                "message": {
-                    "attachments": [attachment.to_dict() for attachment in snapshot.attachments],
-                    "embeds": [embed.to_dict() for embed in snapshot.embeds],
-                }
-            }
-            for snapshot in message.message_snapshots
+            {"message": _parts(snapshot)} for snapshot in message.message_snapshots
         ],
     }
     return in_payload(payload, guild=guild)
+
+
+def _parts(message: disnake.Message | disnake.ForwardedMessage) -> dict[str, Any]:
+    return {
+        "content": message.content,
+        "attachments": [attachment.to_dict() for attachment in message.attachments],
+        "embeds": [embed.to_dict() for embed in message.embeds],
+        "components": [_component(component) for component in message.components],
+    }
+
+
+def _component(component: disnake.Component) -> dict[str, Any]:
+    """The component as it came: disnake's `to_dict` keeps what can be sent, not what was told."""
+    match component:
+        case disnake.Container():
+            inner = [_component(child) for child in component.children]
+            return {"type": _Kind.CONTAINER, "components": inner, "spoiler": component.spoiler}
+        case disnake.Section():
+            return {"type": _Kind.SECTION, "accessory": _component(component.accessory)}
+        case disnake.MediaGallery():
+            items = [
+                {"media": _media(one.media), "spoiler": one.spoiler} for one in component.items
+            ]
+            return {"type": _Kind.GALLERY, "items": items}
+        case disnake.Thumbnail():
+            media = _media(component.media)
+            return {"type": _Kind.THUMBNAIL, "media": media, "spoiler": component.spoiler}
+        case _:
+            return {"type": _Kind.OTHER}
+
+
+def _media(item: disnake.UnfurledMediaItem) -> dict[str, Any]:
+    names = ("url", "proxy_url", "width", "height", "content_type", "attachment_id")
+    return {name: getattr(item, name) for name in names}
 
 
 def in_payload(payload: Mapping[str, Any], *, guild: disnake.Guild | None) -> list[Sighting]:
@@ -125,7 +179,10 @@ def in_payload(payload: Mapping[str, Any], *, guild: disnake.Guild | None) -> li
             private_thread=bool(thread and thread.is_private()),
             **found,
         )
-        sightings.setdefault(sighting.attachment_id, sighting)
+        # Met twice, it is one picture, and a spoiler if it is one anywhere.
+        first = sightings.setdefault(sighting.attachment_id, sighting)
+        if sighting.spoiler and not first.spoiler:
+            sightings[sighting.attachment_id] = replace(first, spoiler=True)
     return list(sightings.values())
 
 
@@ -138,17 +195,37 @@ def in_option(attachment: disnake.Attachment) -> Sighting | None:
 
 
 def _find(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for attachment in message.get("attachments", ()):
+    for attachment in message.get("attachments") or ():
         if found := _attachment(attachment):
             yield found
-    for embed in message.get("embeds", ()):
+    hidden = " ".join(_HIDDEN_WORDS.findall(message.get("content") or ""))
+    for embed in message.get("embeds") or ():
         # A bare link to a picture has it as the "thumbnail" of an embed of type "image"; the
         # thumbnails of other embeds are site icons and video stills.
         media = embed.get("image") or (embed.get("type") == "image" and embed.get("thumbnail"))
-        if media and (found := _embedded(media)):
-            yield found
-    for snapshot in message.get("message_snapshots", ()):
+        if media and (found := _linked(media)):
+            # Embeds have no flag for it: Discord hides those of links that stand in ||bars||.
+            links = filter(None, (embed.get("url"), media.get("url")))
+            yield found | {"spoiler": any(link in hidden for link in links)}
+    yield from _laid_out(message.get("components") or (), hidden=False)
+    for snapshot in message.get("message_snapshots") or ():
         yield from _find(snapshot["message"])
+
+
+def _laid_out(components: Iterable[Mapping[str, Any]], *, hidden: bool) -> Iterator[dict[str, Any]]:
+    """The pictures among components; what a hidden container holds is hidden."""
+    for component in components:
+        covered = hidden or bool(component.get("spoiler"))
+        match component["type"]:
+            case _Kind.CONTAINER:
+                yield from _laid_out(component.get("components") or (), hidden=covered)
+            case _Kind.SECTION:
+                yield from _laid_out([component["accessory"]], hidden=covered)
+            case _Kind.GALLERY:
+                for item in component["items"]:
+                    yield from _displayed(item["media"], covered or bool(item.get("spoiler")))
+            case _Kind.THUMBNAIL:
+                yield from _displayed(component["media"], covered)
 
 
 def _attachment(attachment: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -166,8 +243,19 @@ def _attachment(attachment: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _embedded(media: Mapping[str, Any]) -> dict[str, Any] | None:
-    url = media.get("url", "")
+def _displayed(media: Mapping[str, Any], hidden: bool) -> Iterator[dict[str, Any]]:  # noqa: FBT001
+    found = _linked(media)
+    if found is None or not (media.get("content_type") or "image/").startswith("image/"):
+        return
+    if media.get("attachment_id"):
+        # Uploaded with the message, so that it has an id and a signed link of Discord's own.
+        found |= {"attachment_id": str(media["attachment_id"]), "fetch_url": media["url"]}
+        hidden = hidden or "/SPOILER_" in media["url"]
+    yield found | {"spoiler": hidden}
+
+
+def _linked(media: Mapping[str, Any]) -> dict[str, Any] | None:
+    url = media.get("url") or ""
     if not url.startswith(("https://", "http://")):
         return None
     return {

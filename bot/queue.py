@@ -1,48 +1,22 @@
 """The durable queue: what was seen is written down before it is worked on.
 
-One SQLite file holds the pictures still to be indexed, the pictures that failed for good (set
-aside, with the reason), the deletions still to be carried out in the archive, and which channel
-each seen thread belongs to. Every method is one transaction, on disk when the method returns, and
-takes well under a millisecond of work, so the bot's event loop calls it directly.
+It holds the pictures still to be indexed, those that failed for good (set aside, with the reason),
+which are in the archive, the deletions still to be carried out there, and which channel each seen
+thread belongs to. See `bot.state` for the file.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from enum import IntEnum
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import apsw
-
 from bot.archive.port import PictureKey, Selection
 from bot.pictures import Sighting
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sightings (
-    message_id TEXT NOT NULL,
-    attachment_id TEXT NOT NULL,
-    guild_id TEXT NOT NULL,
-    channel_id TEXT NOT NULL,
-    user_id TEXT NOT NULL,
-    body TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    due_at_s REAL NOT NULL,
-    set_aside INTEGER NOT NULL DEFAULT 0,
-    reason TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (message_id, attachment_id)
-);
-CREATE INDEX IF NOT EXISTS sightings_due ON sightings (due_at_s) WHERE NOT set_aside;
-CREATE TABLE IF NOT EXISTS deletions (id INTEGER PRIMARY KEY, selection TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS threads (
-    channel_id TEXT PRIMARY KEY,
-    guild_id TEXT NOT NULL,
-    parent_id TEXT NOT NULL,
-    private INTEGER NOT NULL
-);
-PRAGMA user_version = 1;
-"""
-_VERSION = 1
+from bot.state import OF_A_GUILD, open_state
 
 # How each field of a Selection is said in SQL; sets travel as JSON lists.
 _CONDITIONS = {
@@ -53,9 +27,30 @@ _CONDITIONS = {
     "attachment_ids": "attachment_id IN (SELECT value FROM json_each(?))",
 }
 
+_ADD = """
+INSERT INTO sightings
+    (message_id, attachment_id, guild_id, channel_id, user_id, spoiler, body, lane, anew, due_at_s)
+VALUES (:message_id, :attachment_id, :guild_id, :channel_id, :user_id, :spoiler, :body, :lane,
+    :spoiler, :due_at_s)
+ON CONFLICT DO UPDATE SET
+    body = excluded.body,
+    anew = anew OR spoiler <> excluded.spoiler,
+    spoiler = excluded.spoiler,
+    lane = iif(state = 'indexed', excluded.lane, min(lane, excluded.lane)),
+    attempts = iif(state = 'indexed', 0, attempts),
+    due_at_s = iif(state = 'indexed', excluded.due_at_s, due_at_s),
+    state = iif(state = 'indexed', 'waiting', state)
+"""
 
-class QueueError(Exception):
-    """The queue file cannot be used. The message says what to change."""
+# Of a full batch, one in so many places is kept for old posts: they are never starved.
+_SHARE_OF_BACKFILL = 8
+
+
+class Lane(IntEnum):
+    """What goes first."""
+
+    LIVE = 0
+    BACKFILL = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +60,14 @@ class Queued:
     Attributes:
         sighting: What was seen.
         attempts: How often it has failed so far.
+        lane: What it goes with.
+        anew: Whether to index it although the archive may have it: what is said of it has changed.
     """
 
     sighting: Sighting
     attempts: int
+    lane: Lane = Lane.LIVE
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +104,7 @@ class Depth:
 
     Attributes:
         waiting: Pictures to be indexed.
+        backfill: Those of them that are old posts.
         set_aside: Pictures that failed for good.
         deletions: Deletions to be carried out.
     """
@@ -112,59 +112,45 @@ class Depth:
     waiting: int
     set_aside: int
     deletions: int
+    backfill: int = 0
 
 
 class Queue:
     """The queue in one SQLite file. A context manager; times are seconds since the epoch."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = apsw.Connection(str(path))
-        except (OSError, apsw.Error) as error:
-            raise QueueError(f"The queue {path} cannot be opened: {error}.") from error
-        try:
-            self._prepare(path)
-        except BaseException:
-            self._db.close()
-            raise
+        """Opens the file.
 
-    def _prepare(self, path: Path) -> None:
-        try:
-            self._db.set_busy_timeout(5_000)
-            # Committed means on disk, past a power cut: posts are rare and commits are small.
-            self._db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-            version = self._one("PRAGMA user_version")
-            if version not in (0, _VERSION):
-                raise QueueError(
-                    f"The queue {path} was written by another version of mapseek (format "
-                    f"{version}, this one writes {_VERSION}). Use that version or another file."
-                )
-            if version == 0:
-                self._db.execute(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
-        except apsw.Error as error:
-            raise QueueError(f"The queue {path} is no usable SQLite file: {error}.") from error
+        Raises:
+            StateError: It cannot be used.
+        """
+        self.db = open_state(path)
+        self._last_guild = dict.fromkeys(Lane, "")
 
-    def add(self, sightings: Iterable[Sighting], *, now_s: float) -> None:
-        """Writes down what was seen. A picture that is already here keeps its place."""
-        with self._db:
+    def add(self, sightings: Iterable[Sighting], *, now_s: float, lane: Lane = Lane.LIVE) -> None:
+        """Writes down what was seen. A picture that waits already keeps its place.
+
+        What is indexed already is looked at again, which costs little; whether it is hidden as a
+        spoiler may have changed.
+        """
+        with self.db:
             for sighting in sightings:
-                self._db.execute(
-                    "INSERT INTO sightings (message_id, attachment_id, guild_id, channel_id,"
-                    " user_id, body, due_at_s) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET body = excluded.body",
-                    (
-                        sighting.message_id,
-                        sighting.attachment_id,
-                        sighting.guild_id,
-                        sighting.channel_id,
-                        sighting.user_id,
-                        json.dumps(asdict(sighting)),
-                        now_s,
-                    ),
+                known = {
+                    name: getattr(sighting, name)
+                    for name in ("message_id", "attachment_id", "guild_id", "channel_id", "user_id")
+                }
+                self.db.execute(
+                    _ADD,
+                    known
+                    | {
+                        "spoiler": int(sighting.spoiler),
+                        "body": json.dumps(asdict(sighting)),
+                        "lane": int(lane),
+                        "due_at_s": now_s,
+                    },
                 )
                 if sighting.parent_id:
-                    self._db.execute(
+                    self.db.execute(
                         "INSERT OR REPLACE INTO threads VALUES (?, ?, ?, ?)",
                         (
                             sighting.channel_id,
@@ -175,21 +161,63 @@ class Queue:
                     )
 
     def due(self, *, now_s: float, limit: int) -> list[Queued]:
-        """The pictures to work on now, longest due first. They stay until `done`."""
-        rows = self._db.execute(
-            "SELECT body, attempts FROM sightings WHERE NOT set_aside AND due_at_s <= ?"
-            " ORDER BY due_at_s, rowid LIMIT ?",
-            (now_s, limit),
+        """The pictures to work on now: new posts first, the guilds in turn. They stay until `done`.
+
+        Within a guild it is the longest due that comes first.
+        """
+        live = self._in_turn(Lane.LIVE, now_s, limit)
+        room = max(limit - len(live), limit // _SHARE_OF_BACKFILL)
+        old = self._in_turn(Lane.BACKFILL, now_s, room)
+        return live[: limit - len(old)] + old
+
+    def _in_turn(self, lane: Lane, now_s: float, limit: int) -> list[Queued]:
+        guilds = self._guilds(lane)
+        # Who was served last comes last, also where there are more guilds than places.
+        last = self._last_guild[lane]
+        guilds = [one for one in guilds if one > last] + [one for one in guilds if one <= last]
+        lines = [self._line(lane, guild_id, now_s, limit) for guild_id in guilds]
+        turns = chain.from_iterable(zip_longest(*lines))
+        chosen = [item for item in turns if item is not None][:limit]
+        if chosen:
+            self._last_guild[lane] = chosen[-1].sighting.guild_id
+        return chosen
+
+    def _guilds(self, lane: Lane) -> list[str]:
+        """The guilds that have something in a lane, found by jumping along the index."""
+        found: list[str] = []
+        condition = ""
+        while True:
+            values = (int(lane), *found[-1:])
+            guild_id = self._one(
+                "SELECT guild_id FROM sightings WHERE state = 'waiting' AND lane = ? "  # noqa: S608 (constants)
+                f"{condition} ORDER BY guild_id LIMIT 1",
+                values,
+            )
+            if guild_id is None:
+                return found
+            found.append(guild_id)
+            condition = "AND guild_id > ?"
+
+    def _line(self, lane: Lane, guild_id: str, now_s: float, limit: int) -> list[Queued]:
+        rows = self.db.execute(
+            "SELECT body, attempts, anew FROM sightings WHERE state = 'waiting' AND lane = ?"
+            " AND guild_id = ? AND due_at_s <= ? ORDER BY due_at_s, rowid LIMIT ?",
+            (int(lane), guild_id, now_s, limit),
         )
         return [
-            Queued(sighting=Sighting(**json.loads(body)), attempts=attempts)
-            for body, attempts in rows
+            Queued(
+                sighting=Sighting(**json.loads(body)),
+                attempts=attempts,
+                lane=lane,
+                anew=bool(anew),
+            )
+            for body, attempts, anew in rows
         ]
 
     def next_due_at_s(self) -> float | None:
         """When the next picture falls due; None if none waits."""
         due_at_s: float | None = self._one(
-            "SELECT min(due_at_s) FROM sightings WHERE NOT set_aside"
+            "SELECT min(due_at_s) FROM sightings WHERE state = 'waiting'"
         )
         return due_at_s
 
@@ -199,23 +227,70 @@ class Queue:
             key
             for key in keys
             if self._one(
-                "SELECT 1 FROM sightings WHERE message_id = ? AND attachment_id = ?",
+                "SELECT 1 FROM sightings WHERE message_id = ? AND attachment_id = ?"
+                " AND state = 'waiting'",
                 (key.message_id, key.attachment_id),
             )
         }
 
-    def done(self, keys: Iterable[PictureKey]) -> None:
-        """Takes out what is in the archive now."""
-        with self._db:
-            self._db.executemany(
+    def done(self, sightings: Iterable[Sighting]) -> None:
+        """Notes what is in the archive now. What has changed since it was due, stays."""
+        with self.db:
+            self.db.executemany(
+                "UPDATE sightings SET state = 'indexed', anew = 0, reason = '', body = ''"
+                " WHERE message_id = ? AND attachment_id = ? AND spoiler = ?",
+                [(one.message_id, one.attachment_id, int(one.spoiler)) for one in sightings],
+            )
+
+    def drop(self, keys: Iterable[PictureKey]) -> None:
+        """Takes out what is no longer there."""
+        with self.db:
+            self.db.executemany(
                 "DELETE FROM sightings WHERE message_id = ? AND attachment_id = ?",
                 [(key.message_id, key.attachment_id) for key in keys],
             )
 
+    def pictures_of(self, message_id: str) -> set[str]:
+        """The attachment ids that are known of a message, in whatever state."""
+        return {
+            attachment_id
+            for (attachment_id,) in self.db.execute(
+                "SELECT attachment_id FROM sightings WHERE message_id = ?", (message_id,)
+            )
+        }
+
+    def known_in(self, channel_id: str) -> dict[int, dict[str, bool]]:
+        """What is known of a channel: per message its pictures, and whether they are spoilers."""
+        known: dict[int, dict[str, bool]] = {}
+        rows = self.db.execute(
+            "SELECT message_id, attachment_id, spoiler FROM sightings WHERE channel_id = ?",
+            (channel_id,),
+        )
+        for message_id, attachment_id, spoiler in rows:
+            known.setdefault(int(message_id), {})[attachment_id] = bool(spoiler)
+        return known
+
+    def channels_of(self, guild_id: str) -> list[str]:
+        """The channels and threads of a guild that pictures were seen in."""
+        rows = self.db.execute(
+            "SELECT DISTINCT channel_id FROM sightings WHERE guild_id = ?", (guild_id,)
+        )
+        return [channel_id for (channel_id,) in rows]
+
+    def waiting(self, guild_id: str, lane: Lane) -> int:
+        """How many pictures of a guild wait in a lane."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM sightings WHERE state = 'waiting' AND lane = ?"
+                " AND guild_id = ?",
+                (int(lane), guild_id),
+            )
+        )
+
     def retry(self, key: PictureKey, *, reason: str, due_at_s: float) -> None:
         """Counts a failure and puts the picture off."""
-        with self._db:
-            self._db.execute(
+        with self.db:
+            self.db.execute(
                 "UPDATE sightings SET attempts = attempts + 1, reason = ?, due_at_s = ?"
                 " WHERE message_id = ? AND attachment_id = ?",
                 (reason, due_at_s, key.message_id, key.attachment_id),
@@ -223,22 +298,44 @@ class Queue:
 
     def set_aside(self, key: PictureKey, *, reason: str) -> None:
         """Gives a picture up, and keeps it with the reason."""
-        with self._db:
-            self._db.execute(
-                "UPDATE sightings SET attempts = attempts + 1, reason = ?, set_aside = 1"
+        with self.db:
+            self.db.execute(
+                "UPDATE sightings SET attempts = attempts + 1, reason = ?, state = 'set aside'"
                 " WHERE message_id = ? AND attachment_id = ?",
                 (reason, key.message_id, key.attachment_id),
             )
 
-    def set_aside_list(self, *, limit: int = 100) -> list[SetAside]:
-        """What was given up, latest first."""
-        rows = self._db.execute(
-            "SELECT body, reason FROM sightings WHERE set_aside ORDER BY due_at_s DESC LIMIT ?",
-            (limit,),
+    def set_aside_list(
+        self, guild_id: str | None = None, *, limit: int = 100, offset: int = 0
+    ) -> list[SetAside]:
+        """What was given up, latest first; of one guild or of all."""
+        rows = self.db.execute(
+            "SELECT body, reason FROM sightings WHERE state = 'set aside'"
+            " AND guild_id = ifnull(?, guild_id) ORDER BY due_at_s DESC, rowid LIMIT ? OFFSET ?",
+            (guild_id, limit, offset),
         )
         return [
             SetAside(sighting=Sighting(**json.loads(body)), reason=reason) for body, reason in rows
         ]
+
+    def set_aside_count(self, guild_id: str) -> int:
+        """How many pictures of a guild were given up."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM sightings WHERE state = 'set aside' AND guild_id = ?",
+                (guild_id,),
+            )
+        )
+
+    def retry_set_aside(self, guild_id: str, *, now_s: float) -> int:
+        """Puts what was given up of a guild back, behind its new posts, and says how much."""
+        with self.db:
+            self.db.execute(
+                "UPDATE sightings SET state = 'waiting', attempts = 0, lane = ?, due_at_s = ?"
+                " WHERE state = 'set aside' AND guild_id = ?",
+                (int(Lane.BACKFILL), now_s, guild_id),
+            )
+        return self.db.changes()
 
     def delete(self, selection: Selection) -> None:
         """Drops what matches from the queue and writes the deletion down for the archive.
@@ -255,25 +352,25 @@ class Queue:
             raise ValueError("An empty selection would delete everything.")
         where = " AND ".join(_CONDITIONS[name] for name in fields)
         values = [json.dumps(v) if isinstance(v, list) else v for v in fields.values()]
-        with self._db:
-            self._db.execute(f"DELETE FROM sightings WHERE {where}", values)  # noqa: S608 (constants)
+        with self.db:
+            self.db.execute(f"DELETE FROM sightings WHERE {where}", values)  # noqa: S608 (constants)
             if fields.keys() <= {"guild_id", "channel_id"}:
-                self._db.execute(f"DELETE FROM threads WHERE {where}", values)  # noqa: S608 (constants)
-            self._db.execute("INSERT INTO deletions (selection) VALUES (?)", (json.dumps(fields),))
+                self.db.execute(f"DELETE FROM threads WHERE {where}", values)  # noqa: S608 (constants)
+            self.db.execute("INSERT INTO deletions (selection) VALUES (?)", (json.dumps(fields),))
 
     def deletions(self) -> list[tuple[int, Selection]]:
         """The deletions to be carried out in the archive, oldest first, with their ids."""
-        rows = self._db.execute("SELECT id, selection FROM deletions ORDER BY id")
+        rows = self.db.execute("SELECT id, selection FROM deletions ORDER BY id")
         return [(number, _selection(json.loads(text))) for number, text in rows]
 
     def deletion_done(self, number: int) -> None:
         """Takes out a deletion that the archive has carried out."""
-        with self._db:
-            self._db.execute("DELETE FROM deletions WHERE id = ?", (number,))
+        with self.db:
+            self.db.execute("DELETE FROM deletions WHERE id = ?", (number,))
 
     def threads(self, guild_id: str) -> list[KnownThread]:
         """The threads of a guild that pictures were seen in."""
-        rows = self._db.execute(
+        rows = self.db.execute(
             "SELECT channel_id, parent_id, private FROM threads WHERE guild_id = ?", (guild_id,)
         )
         return [
@@ -281,21 +378,38 @@ class Queue:
             for thread_id, parent_id, private in rows
         ]
 
+    def notice(self, message_id: str, guild_id: str) -> bool:
+        """Notes that a message gets its notice now; False if it has had one."""
+        with self.db:
+            self.db.execute("INSERT OR IGNORE INTO notices VALUES (?, ?)", (message_id, guild_id))
+        return self.db.changes() == 1
+
+    def forget_guild(self, guild_id: str) -> None:
+        """Drops everything that is known about a guild, and writes the deletion down."""
+        with self.db:
+            self.delete(Selection(guild_id=guild_id))
+            for table in OF_A_GUILD:
+                self.db.execute(f"DELETE FROM {table} WHERE guild_id = ?", (guild_id,))  # noqa: S608 (constants)
+
     def depth(self) -> Depth:
         """Counts what lies in the queue."""
         return Depth(
-            waiting=self._one("SELECT count(*) FROM sightings WHERE NOT set_aside"),
-            set_aside=self._one("SELECT count(*) FROM sightings WHERE set_aside"),
+            waiting=self._one("SELECT count(*) FROM sightings WHERE state = 'waiting'"),
+            set_aside=self._one("SELECT count(*) FROM sightings WHERE state = 'set aside'"),
             deletions=self._one("SELECT count(*) FROM deletions"),
+            backfill=self._one(
+                "SELECT count(*) FROM sightings WHERE state = 'waiting' AND lane = ?",
+                (int(Lane.BACKFILL),),
+            ),
         )
 
     def _one(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
-        row = self._db.execute(sql, values).fetchone()
+        row = self.db.execute(sql, values).fetchone()
         return row[0] if row else None
 
     def close(self) -> None:
         """Closes the file."""
-        self._db.close()
+        self.db.close()
 
     def __enter__(self) -> Self:
         """Returns the queue, which is open since it was made."""

@@ -57,7 +57,7 @@ async def find(
         ArchiveError: The archive could not be searched.
     """
     with _tracer.start_as_current_span("mapseek.find", attributes={"mapseek.query": "image"}):
-        return await _nearest(archive, await client.embed(image), scope)
+        return await nearest(archive, await client.embed(image), scope)
 
 
 async def find_text(
@@ -74,7 +74,7 @@ async def find_text(
         ArchiveError: The archive could not be searched.
     """
     with _tracer.start_as_current_span("mapseek.find", attributes={"mapseek.query": "text"}):
-        return await _nearest(archive, await client.embed_text(text), scope)
+        return await nearest(archive, await client.embed_text(text), scope)
 
 
 def judge(score: float, thresholds: Thresholds | None) -> Verdict | None:
@@ -94,7 +94,12 @@ def judge(score: float, thresholds: Thresholds | None) -> Verdict | None:
     return Verdict.SIMILAR if score >= thresholds.similar else Verdict.NOTHING
 
 
-async def _nearest(archive: ImageArchive, asked: Embedded, scope: Scope) -> list[Match]:
+async def nearest(archive: ImageArchive, asked: Embedded, scope: Scope) -> list[Match]:
+    """The pictures of the archive nearest to an embedding, best first.
+
+    Raises:
+        ArchiveError: The archive could not be searched.
+    """
     return await archive.search(
         Query(
             embedding=asked.embedding,

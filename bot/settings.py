@@ -1,5 +1,6 @@
 """The settings of the bot and of the commands that work on the archive."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,6 +10,14 @@ from inference.environment import Settings
 from inference.errors import StartupError
 
 ArchiveKind = Literal["embedded", "atlas"]
+
+
+class UrlSearch(StrEnum):
+    """Where `/find url:` may lead."""
+
+    ANYWHERE = "anywhere"
+    DISCORD = "discord"
+    OFF = "off"
 
 
 class BotSettings(Settings):
@@ -129,6 +138,27 @@ class BotSettings(Settings):
         "scheme://host:port. They are trusted: they may lie in a private network.",
     )
 
+    privacy_url: str = Field(
+        default="",
+        description="Address of your privacy page, which `/privacy show` links to. Discord asks "
+        "for one; docs/privacy.md is a start.",
+    )
+    url_search: UrlSearch = Field(
+        default=UrlSearch.ANYWHERE,
+        description="Where /find url: may lead: anywhere (public addresses only, each redirect "
+        "checked), discord (its own hosts and MAPSEEK_DOWNLOAD_ORIGINS), or off.",
+    )
+    searches_per_member: int = Field(
+        default=20,
+        ge=0,
+        description="Searches and clicks a minute of one member, half at once. 0: no limit.",
+    )
+    searches_per_guild: int = Field(
+        default=300,
+        ge=0,
+        description="Searches and clicks a minute of one Discord server, half at once. 0: no "
+        "limit.",
+    )
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """See `Settings.load`. An archive that is named is the embedded one."""

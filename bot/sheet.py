@@ -3,43 +3,26 @@
 import asyncio
 import io
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 
-from bot.archive.port import Match
-from bot.importer.files import FORMATS, dimensions
+from bot.archive.port import Match, Picture
+from bot.framing import BOX, WELL, decoded, small
+from bot.lettering import centred, fitted, font_of
 from bot.search import Verdict
-
-# Pictures come from strangers: what is larger, or of a format that the server does not read,
-# becomes a placeholder.
-_MOST_BYTES = 32 * 1024 * 1024
-_MOST_PIXELS = 40_000_000
 
 # Beyond this many matches a sheet is no longer looked at.
 MOST_TILES = 24
-_COLUMNS = 5
 
-_BOX = 256  # side of a picture, in pixels: twice a map
 _PADDING = 14
 _GAP = 18
 _MARGIN = 22
-_CARD_WIDTH = _BOX + 2 * _PADDING
-_CAPTION_HEIGHT = 92
-_CARD_HEIGHT = _BOX + 2 * _PADDING + _CAPTION_HEIGHT
 _RADIUS = 12
-_ACCENT_WIDTH = 5
-
-_MOST_LETTERS = 200
-_TITLE_SIZE = 22
-_TEXT_SIZE = 17
-
+_UNDRAWABLE = "this file cannot be drawn"
 _GROUND = "#1e1f22"
 _CARD = "#2b2d31"
-_WELL = "#17181a"
 _BRIGHT = "#f2f3f5"
 _MUTED = "#b5bac1"
 _FAINT = "#80848e"
@@ -50,6 +33,39 @@ _COLOURS = {
     Verdict.NOTHING: _FAINT,
     None: _FAINT,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How much is written on a sheet, and how large.
+
+    Attributes:
+        columns: Most matches in a row.
+        title: Size of the line with the number and the score, in pixels.
+        text: Size of what stands below it, and in the place of a picture.
+        lines: Whether author, date and channel are written below it.
+    """
+
+    columns: int
+    title: int
+    text: int
+    lines: bool
+
+    @property
+    def width(self) -> int:
+        """Of a card, in pixels."""
+        return BOX + 2 * _PADDING
+
+    @property
+    def height(self) -> int:
+        """Of a card, in pixels."""
+        return BOX + 2 * _PADDING + 10 + round(1.45 * self.title) + (50 if self.lines else 0)
+
+
+# For a window of its own.
+FULL = Layout(columns=5, title=22, text=17, lines=True)
+# For Discord, which shows it at less than half its size, below the words of the answer.
+BRIEF = Layout(columns=3, title=31, text=26, lines=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,57 +90,83 @@ async def draw_sheet(query: bytes | str, tiles: Sequence[Tile]) -> bytes:
     return await asyncio.to_thread(render_sheet, query, tiles)
 
 
-def render_sheet(query: bytes | str, tiles: Sequence[Tile]) -> bytes:
+async def draw_small(data: bytes) -> bytes | None:
+    """`small` in a thread."""
+    return await asyncio.to_thread(small, data)
+
+
+async def draw_reply(
+    query: bytes | str | None, tiles: Sequence[Tile], *, first: int, own: bool
+) -> bytes:
+    """`render_sheet` for Discord, in a thread; `own` if only the member who asked will see it."""
+    title = "Your picture" if own else "Looked up"
+    return await asyncio.to_thread(
+        render_sheet, query, tiles, layout=BRIEF, first=first, title=title
+    )
+
+
+def render_sheet(
+    query: bytes | str | None,
+    tiles: Sequence[Tile],
+    *,
+    layout: Layout = FULL,
+    first: int = 1,
+    title: str = "Your picture",
+) -> bytes:
     """Draws the query and its matches.
 
     Pictures that are damaged, too large or of a strange format become placeholders; of an
     animation the first frame counts.
 
     Args:
-        query: The encoded file that was asked about, or the words.
+        query: The encoded file that was asked about, or the words; None if it cannot be drawn.
         tiles: The matches, best first; at most `MOST_TILES` are drawn.
+        layout: How much is written.
+        first: The number of the first match.
+        title: What the query is called, if it is a picture.
 
     Returns:
         A PNG.
     """
     tiles = tiles[:MOST_TILES]
-    rows = max(1, math.ceil(len(tiles) / _COLUMNS))
+    rows = max(1, math.ceil(len(tiles) / layout.columns))
     columns = max(1, math.ceil(len(tiles) / rows))
     sheet = Image.new(
         "RGB",
         (
-            2 * _MARGIN + (columns + 1) * _CARD_WIDTH + (columns + 1) * _GAP,
-            2 * _MARGIN + rows * _CARD_HEIGHT + (rows - 1) * _GAP,
+            2 * _MARGIN + (columns + 1) * (layout.width + _GAP),
+            2 * _MARGIN + rows * (layout.height + _GAP) - _GAP,
         ),
         _GROUND,
     )
-    card = _Card(sheet, _MARGIN, _MARGIN, _QUERY)
+    card = _Card(sheet, _MARGIN, _MARGIN, _QUERY, layout)
     if isinstance(query, str):
         card.words(query)
-        card.caption("Search", "by words", "")
+        card.caption("?", "Search", ("by words",))
     else:
-        card.picture(query, "")
-        card.caption("Your picture", "", "")
+        card.picture(query, _UNDRAWABLE)
+        card.caption("?", title)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         # The gap beside the query is twice as wide: it is another kind of thing.
-        x = _MARGIN + (column + 1) * (_CARD_WIDTH + _GAP) + _GAP
-        y = _MARGIN + row * (_CARD_HEIGHT + _GAP)
-        card = _Card(sheet, x, y, _COLOURS[tile.verdict])
+        x = _MARGIN + (column + 1) * (layout.width + _GAP) + _GAP
+        y = _MARGIN + row * (layout.height + _GAP)
+        card = _Card(sheet, x, y, _COLOURS[tile.verdict], layout)
         card.picture(tile.data, tile.note)
         picture = tile.match.picture
-        card.caption(
-            f"{number + 1}. {tile.verdict or 'similarity'}",
-            picture.author,
-            " · ".join(filter(None, (f"{picture.posted_at:%Y-%m-%d}", _place(tile.match)))),
-            score=f"{tile.match.score:.2f}",
-        )
+        score = f"{tile.match.score:.2f}"
+        lines = (picture.author, " · ".join(filter(None, (_day(picture), _place(tile.match)))))
+        if layout.lines:
+            meaning = tile.verdict or "similarity"
+            card.caption(str(number + first), meaning, lines, score=score)
+        else:
+            # Scores of words mean something else, and the verdict says what the others mean.
+            meaning = "" if isinstance(query, str) else tile.verdict or score
+            card.caption(str(number + first), meaning)
     if not tiles:
-        draw = ImageDraw.Draw(sheet)
-        x = _MARGIN + _CARD_WIDTH + 2 * _GAP
-        _centre(
-            draw, "nothing found", (x, _MARGIN, x + _CARD_WIDTH, _MARGIN + _CARD_HEIGHT), _FAINT
-        )
+        x = _MARGIN + layout.width + 2 * _GAP
+        box = (x, _MARGIN, x + layout.width, _MARGIN + layout.height)
+        centred(ImageDraw.Draw(sheet), "nothing found", box, _FAINT, layout.text)
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
@@ -133,146 +175,62 @@ def render_sheet(query: bytes | str, tiles: Sequence[Tile]) -> bytes:
 class _Card:
     """A rounded box with a picture and its caption, drawn onto the sheet."""
 
-    def __init__(self, sheet: Image.Image, x: int, y: int, accent: str) -> None:
+    def __init__(self, sheet: Image.Image, x: int, y: int, accent: str, layout: Layout) -> None:
         self._sheet = sheet
         self._draw = ImageDraw.Draw(sheet)
         self._x = x + _PADDING
         self._y = y + _PADDING
         self._accent = accent
-        box = (x, y, x + _CARD_WIDTH - 1, y + _CARD_HEIGHT - 1)
+        self._layout = layout
+        box = (x, y, x + layout.width - 1, y + layout.height - 1)
         self._draw.rounded_rectangle(box, _RADIUS, fill=_CARD)
-        self._well = (self._x, self._y, self._x + _BOX, self._y + _BOX)
-        self._draw.rectangle((self._x, self._y, self._x + _BOX - 1, self._y + _BOX - 1), fill=_WELL)
+        self._well = (self._x, self._y, self._x + BOX, self._y + BOX)
+        self._draw.rectangle((self._x, self._y, self._x + BOX - 1, self._y + BOX - 1), fill=WELL)
 
     def picture(self, data: bytes | None, note: str) -> None:
         """Puts a picture into the middle of the box, or the note."""
-        picture = None if data is None else _decoded(data)
+        picture = None if data is None else decoded(data)
         if picture is None:
-            words = note if data is None else "this file cannot be drawn"
-            _centre(self._draw, words, self._well, _FAINT)
+            words = note if data is None else _UNDRAWABLE
+            centred(self._draw, words, self._well, _FAINT, self._layout.text)
             return
-        offset = ((_BOX - picture.width) // 2, (_BOX - picture.height) // 2)
+        offset = ((BOX - picture.width) // 2, (BOX - picture.height) // 2)
         self._sheet.paste(picture, (self._x + offset[0], self._y + offset[1]))
 
     def words(self, text: str) -> None:
         """Puts words where the picture would be."""
-        _centre(self._draw, f"“{text}”", self._well, _BRIGHT)
+        centred(self._draw, f"“{text}”", self._well, _BRIGHT, self._layout.text)
 
-    def caption(self, title: str, second: str, third: str, *, score: str = "") -> None:
-        """Writes up to three lines under the picture; the score stands right of the title."""
-        y = self._y + _BOX + 10
-        self._draw.rectangle((self._x, y, self._x + _ACCENT_WIDTH - 1, y + 24), fill=self._accent)
-        title_font, text_font = _font(_TITLE_SIZE), _font(_TEXT_SIZE)
-        score_width = title_font.getlength(score)
-        x = self._x + 12
-        room = _BOX - 12 - score_width - (8 if score else 0)
-        self._draw.text((x, y), _fitted(title, title_font, room), _BRIGHT, font=title_font)
-        self._draw.text((self._x + _BOX - score_width, y), score, _BRIGHT, font=title_font)
+    def caption(
+        self, badge: str, title: str, lines: Sequence[str] = (), *, score: str = ""
+    ) -> None:
+        """Writes below the picture: a badge, a title, and the score right of it."""
+        font, x, y = font_of(self._layout.title), self._x, self._y + BOX + 10
+        side = round(1.25 * self._layout.title)
+        width = max(side, round(font.getlength(badge)) + side // 2)
+        self._draw.rounded_rectangle((x, y, x + width - 1, y + side - 1), side // 4, self._accent)
+        middle = y + side / 2
+        ink = _BRIGHT if self._accent == _QUERY else _GROUND
+        self._draw.text((x + width / 2, middle), badge, ink, font=font, anchor="mm")
+        x += width + side // 3
+        room = self._well[2] - x - font.getlength(score)
+        self._draw.text((x, middle), fitted(title, font, room), _BRIGHT, font=font, anchor="lm")
+        self._draw.text((self._well[2], middle), score, _BRIGHT, font=font, anchor="rm")
+        if not self._layout.lines:
+            return
+        font = font_of(self._layout.text)
         y += 34
-        for line, colour in ((second, _BRIGHT), (third, _MUTED)):
-            if not line:
-                continue
-            self._draw.text((self._x, y), _fitted(line, text_font, _BOX), colour, font=text_font)
-            y += 25
+        for line, colour in zip(lines, (_BRIGHT, _MUTED), strict=False):
+            if line:
+                self._draw.text((self._x, y), fitted(line, font, BOX), colour, font=font)
+                y += 25
+
+
+def _day(picture: Picture) -> str:
+    return f"{picture.posted_at:%Y-%m-%d}"
 
 
 def _place(match: Match) -> str:
     name = match.picture.channel
     on_discord = match.picture.message_link.startswith("https://discord.com/")
     return f"#{name}" if name and on_discord else name
-
-
-def _decoded(data: bytes) -> Image.Image | None:
-    """A picture that fits the box, or None where the file must not or cannot be drawn."""
-    width, height = dimensions(data)
-    if len(data) > _MOST_BYTES or not 0 < width * height <= _MOST_PIXELS:
-        return None
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            opened.draft("RGB", (2 * _BOX, 2 * _BOX))  # JPEG only: decodes at a fraction
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off
-                picture = picture.point(lambda value: value / 256).convert("L")
-            return _framed(picture.convert("RGBA"))
-    except Exception:  # noqa: BLE001 - decoders raise anything over a hostile file
-        return None
-
-
-def _framed(picture: Image.Image) -> Image.Image:
-    """Scales a picture to the box; pixel art keeps its hard edges."""
-    longest = max(picture.size)
-    factor = _BOX // longest
-    if factor > 1:
-        picture = picture.resize(
-            (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-        )
-    else:
-        picture = picture.resize(
-            (
-                max(1, round(picture.width * _BOX / longest)),
-                max(1, round(picture.height * _BOX / longest)),
-            ),
-            Image.Resampling.LANCZOS,
-            reducing_gap=2.0,
-        )
-    ground = Image.new("RGBA", picture.size, _WELL)
-    return Image.alpha_composite(ground, picture).convert("RGB")
-
-
-def _centre(
-    draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int], colour: str
-) -> None:
-    """Writes words into the middle of a box, on as many lines as fit."""
-    font = _font(_TEXT_SIZE)
-    width, most_lines = box[2] - box[0] - 24, 8
-    lines = [""]
-    for word in _drawable(text).split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(_fitted(word, font, width))
-    lines = [line for line in lines if line]
-    if len(lines) > most_lines:
-        lines = [*lines[: most_lines - 1], "…"]
-    y = (box[1] + box[3]) / 2 - 24 * (len(lines) - 1) / 2
-    for number, line in enumerate(lines):
-        draw.text(((box[0] + box[2]) / 2, y + 24 * number), line, colour, font=font, anchor="mm")
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, cut with an ellipsis where it is wider than there is room."""
-    text = _drawable(text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def _drawable(text: str) -> str:
-    """One line without what the built-in font has no shapes for."""
-    line = " ".join((text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "…").split())
-    return "".join(char if _has_glyph(char) else _nearest_glyph(char) for char in line)
-
-
-def _nearest_glyph(char: str) -> str:
-    """The letter under the accents, or a dot."""
-    base = unicodedata.normalize("NFKD", char)[0]
-    return base if _has_glyph(base) else "·"
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise TypeError("This Pillow was built without FreeType: install Pillow's own wheel.")
-    return font
-
-
-@cache
-def _has_glyph(char: str) -> bool:
-    if char == " ":
-        return True
-    font = _font(_TEXT_SIZE)
-    return bytes(font.getmask(char)) != bytes(font.getmask("\uffff"))

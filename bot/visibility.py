@@ -1,18 +1,21 @@
-"""Which channels a member can read now.
+"""Which channels a member can read now, and which of them everybody around can.
 
 Computed from Discord's live permissions for every search, never from a stored guess. Whatever is
 not known for certain is left out.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+import aiohttp
 import disnake
 
 from bot.queue import KnownThread
 
-# Membership of a private thread costs one call to Discord each; the newest go first.
+# Membership of a private thread costs a call to Discord each; the newest go first.
 _MOST_PRIVATE_THREADS = 20
+# What Discord has not said by then is left out.
+_PATIENCE_S = 3.0
 
 
 async def readable_channels(
@@ -45,10 +48,7 @@ async def readable_channels(
         and allowed.read_message_history
         and (allowed.connect or not _is_voice(guild.get_channel(channel_id)))
     }
-    threads = {
-        int(known.thread_id): (int(known.parent_id), known.private) for known in known_threads
-    }
-    threads |= {live.id: (live.parent_id, live.is_private()) for live in guild.threads}
+    threads = _threads(guild, known_threads)
     private = []
     for thread_id, (parent_id, is_private) in threads.items():
         if parent_id not in readable:
@@ -58,17 +58,87 @@ async def readable_channels(
         else:
             private.append(thread_id)
     newest = sorted(private, reverse=True)[:_MOST_PRIVATE_THREADS]
-    joined = await asyncio.gather(*(_is_member(guild.get_thread(id_), member) for id_ in newest))
+    joined = await asyncio.gather(*(_is_in(guild, thread_id, member) for thread_id in newest))
     readable |= {thread_id for thread_id, is_in in zip(newest, joined, strict=True) if is_in}
     return frozenset(map(str, readable))
 
 
-async def _is_member(thread: disnake.Thread | None, member: disnake.Member) -> bool:
-    if thread is None:
+def shareable_channels(
+    guild: disnake.Guild,
+    *,
+    here: int,
+    readable: Collection[str],
+    known_threads: Iterable[KnownThread],
+) -> frozenset[str]:
+    """Those of the readable channels whose posts everybody may see who can see this one.
+
+    That is certain of this channel itself, of the one that this thread belongs to and its public
+    threads, and of channels that are open to the whole server: without a look at who is here.
+
+    Args:
+        guild: From the live cache, with its channels.
+        here: The channel or thread in which something is to be shown to all.
+        readable: What the member who shows it can read (see `readable_channels`).
+        known_threads: See `readable_channels`.
+    """
+    threads = _threads(guild, known_threads)
+    home, _ = threads.get(here, (here, False))
+
+    def is_shareable(channel_id: int) -> bool:
+        if channel_id == here:
+            return True
+        base, is_private = threads.get(channel_id, (channel_id, False))
+        return not is_private and (base == home or _is_open(guild.get_channel(base)))
+
+    return frozenset(one for one in readable if is_shareable(int(one)))
+
+
+def may_write(guild: disnake.Guild, member: disnake.Member, here: int) -> bool:
+    """Whether a member may post pictures into a channel or thread themselves."""
+    channel = guild.get_channel_or_thread(here)
+    if channel is None:
         return False
+    allowed = channel.permissions_for(member)
+    is_thread = isinstance(channel, disnake.Thread)
+    speaks = allowed.send_messages_in_threads if is_thread else allowed.send_messages
+    return allowed.view_channel and speaks and allowed.attach_files
+
+
+def _threads(
+    guild: disnake.Guild, known_threads: Iterable[KnownThread]
+) -> dict[int, tuple[int, bool]]:
+    """Thread ids to the channel that each belongs to, and whether it is private."""
+    threads = {
+        int(known.thread_id): (int(known.parent_id), known.private) for known in known_threads
+    }
+    return threads | {live.id: (live.parent_id, live.is_private()) for live in guild.threads}
+
+
+def _is_open(channel: disnake.abc.GuildChannel | None) -> bool:
+    """Whether everybody in the server can read a channel, whatever their roles."""
+    if channel is None:
+        return False
+    needed = disnake.Permissions(view_channel=True, read_message_history=True)
+    if _is_voice(channel):
+        needed.connect = True
+    everyone = channel.permissions_for(channel.guild.default_role)
+    # The public `overwrites` leaves out members who are not in the cache, which is most of them.
+    return everyone >= needed and not any(
+        overwrite.deny & needed.value
+        for overwrite in channel._overwrites  # noqa: SLF001
+    )
+
+
+async def _is_in(guild: disnake.Guild, thread_id: int, member: disnake.Member) -> bool:
     try:
-        await thread.fetch_member(member.id)
-    except disnake.HTTPException:  # "not a member" is one; any other leaves it unknown
+        async with asyncio.timeout(_PATIENCE_S):
+            # Archived threads are not in the cache.
+            thread = guild.get_thread(thread_id) or await guild.fetch_channel(thread_id)
+            if not isinstance(thread, disnake.Thread):
+                return False
+            await thread.fetch_member(member.id)
+    # "Not a member" is one of them; any other leaves it unknown.
+    except (disnake.HTTPException, disnake.InvalidData, aiohttp.ClientError, OSError):
         return False
     return True
 

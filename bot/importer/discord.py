@@ -6,18 +6,18 @@ downloaded at export time is set aside.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
 
 import ijson
 
 from bot.archive.port import PictureKey
-from bot.importer.files import claims_picture, is_picture
-from bot.importer.found import Found, SetAside
-from bot.links import embedded_id, message_link
+from bot.importer.files import claims_picture
+from bot.importer.found import Found, SetAside, sent_at
+from bot.importer.media import NotThereError, is_remote, locate
+from bot.links import embedded_id, media_id, message_link
 
 _BOM = b"\xef\xbb\xbf"
 # An export tells guild and channel within its first few values, before the messages.
@@ -35,8 +35,6 @@ _ENDS = frozenset({"end_map", "end_array"})
 _Event = tuple[int, int, str, Any]
 _LONGEST_NAME = 200
 _LONGEST_ID = 20  # digits of 64 bits
-# Discord's ids hold the time of their making, in milliseconds since 2015.
-_DISCORD_EPOCH = datetime(2015, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +210,8 @@ def _message(
     author = _mapping(message, "author")
     for reference in references.values():
         try:
-            path = _locate(reference.url, roots)
-        except _NotThereError as error:
+            path = locate(reference.url, roots)
+        except NotThereError as error:
             if reference.claimed:
                 yield SetAside(name=f"{reference.name} in message {message_id}", reason=str(error))
             continue
@@ -228,6 +226,7 @@ def _message(
             spoiler=reference.name.startswith("SPOILER_"),
             author=_text(author, "nickname") or _text(author, "name"),
             channel=channel.name,
+            also=media_id(path.name),
         )
 
 
@@ -258,56 +257,8 @@ def _embedded(embed: Mapping[str, Any]) -> Iterator[_Reference]:
         if not own and bare:
             own = _address(embed, "url")
         if not own:
-            own = url if _is_remote(url) else f"{_address(embed, 'url')}#{number}"
+            own = url if is_remote(url) else f"{_address(embed, 'url')}#{number}"
         yield _Reference(attachment_id=embedded_id(own), url=url, name=own, claimed=True)
-
-
-class _NotThereError(Exception):
-    """A picture is not where the export says; the message is the reason."""
-
-
-def _is_remote(url: str) -> bool:
-    return url.lower().startswith(("https://", "http://"))
-
-
-def _locate(url: str, roots: list[Path]) -> Path:
-    """The picture that an export's `url` means, inside one of the folders that may be read.
-
-    Raises:
-        _NotThereError: It was not downloaded, is missing, lies elsewhere, or is no picture.
-    """
-    if _is_remote(url):
-        raise _NotThereError("is not in the export: export again with --media")
-    forward = url.replace("\\", "/")
-    outside = False
-    for name in dict.fromkeys((url, forward, unquote(forward))):
-        for root in roots:
-            # A media folder that was named by hand may have been moved: there only names count.
-            places = [root / name] if root is roots[0] else [root / name, root / Path(name).name]
-            for place in places:
-                try:
-                    path = place.resolve()
-                    inside = any(path.is_relative_to(allowed) for allowed in roots)
-                    if inside and path.is_file():
-                        return _checked(path)
-                except (OSError, ValueError, RuntimeError):
-                    continue  # no such name can be, or links run in a circle
-                outside |= not inside
-    if outside:
-        raise _NotThereError(
-            "lies outside the export's folder: if that is right, name its folder with --media"
-        )
-    raise _NotThereError("is missing from the export's folder")
-
-
-def _checked(path: Path) -> Path:
-    try:
-        if is_picture(path):
-            return path
-    except OSError as error:
-        raise _NotThereError(f"cannot be read: {error.strerror or error}") from error
-    # DiscordChatExporter saves whatever a server answers, error pages too.
-    raise _NotThereError("is no picture; perhaps it was gone already when it was exported")
 
 
 def _posted_at(message: Mapping[str, Any], message_id: str) -> datetime:
@@ -315,7 +266,7 @@ def _posted_at(message: Mapping[str, Any], message_id: str) -> datetime:
         moment = datetime.fromisoformat(_text(message, "timestamp"))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        return _DISCORD_EPOCH + timedelta(milliseconds=int(message_id) >> 22)
+        return sent_at(message_id)
 
 
 def _is_id(text: str) -> bool:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bot.archive.port import Picture, PictureKey
+
+# Discord's ids count milliseconds since then.
+_DISCORD_EPOCH = datetime(2015, 1, 1, tzinfo=UTC)
 
 
 class SourceError(Exception):
@@ -27,6 +30,8 @@ class Found:
         spoiler: Whether it must stay hidden behind a spoiler.
         author: The author's name for showing; "" where unknown.
         channel: The channel's name for showing; "" where unknown.
+        also: The attachment id that an export without ids gives the same picture; "" if none.
+        by_file: Whether the key is such an id, so that the archive may have it by its own.
         replaces_message: Whether other pictures of the same message are older versions of this
             one, and go when it is stored.
     """
@@ -41,6 +46,8 @@ class Found:
     spoiler: bool = False
     author: str = ""
     channel: str = ""
+    also: str = ""
+    by_file: bool = False
     replaces_message: bool = False
 
     def picture(self, *, width: int, height: int, file_size: int, content_hash: str) -> Picture:
@@ -74,6 +81,11 @@ class SetAside:
 
     name: str
     reason: str
+
+
+def sent_at(message_id: str) -> datetime:
+    """When a message was sent: Discord's ids hold the time of their making."""
+    return _DISCORD_EPOCH + timedelta(milliseconds=int(message_id) >> 22)
 
 
 # Reads a source from its beginning; every call gives the same items in the same order.

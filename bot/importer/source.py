@@ -5,8 +5,10 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from bot.importer import discord, folder
+from bot.importer import discord, discord_html, folder
 from bot.importer.found import Found, SetAside, Source, SourceError
+
+_PAGES = frozenset({".html", ".htm"})
 
 
 class Kind(StrEnum):
@@ -17,16 +19,23 @@ class Kind(StrEnum):
     DISCORD = "discord"
 
 
-def open_source(path: Path, *, kind: Kind = Kind.AUTO, media: Path | None = None) -> Source:
+def open_source(
+    path: Path,
+    *,
+    kind: Kind = Kind.AUTO,
+    media: Path | None = None,
+    guild: str | None = None,
+) -> Source:
     """Chooses the importer for a path.
 
-    A JSON file, or a folder with exports in it, is read as exports of DiscordChatExporter (all of
-    them, in the order of their names); any other folder or file as pictures.
+    A JSON or HTML file, or a folder with exports in it, is read as exports of DiscordChatExporter
+    (all of them, in the order of their names); any other folder or file as pictures.
 
     Args:
         path: A folder or a file.
         kind: What it must be; `AUTO` looks.
         media: A further folder where an export's media may lie.
+        guild: The server of HTML exports that do not tell it.
 
     Raises:
         SourceError: There is nothing to read, or not what was asked for.
@@ -40,22 +49,34 @@ def open_source(path: Path, *, kind: Kind = Kind.AUTO, media: Path | None = None
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
     if exports:
-        return partial(_all, exports, media)
-    if kind is Kind.DISCORD or path.suffix.lower() == ".json":
+        return partial(_all, exports, media, guild)
+    if kind is Kind.DISCORD or path.suffix.lower() in {".json", *_PAGES}:
         raise SourceError(
-            f"{path} is no JSON export of DiscordChatExporter: export with `--format Json --media`."
+            f"{path} is no export of DiscordChatExporter in JSON or HTML: export with `--format "
+            "Json --media`."
         )
-    if media is not None:
-        raise SourceError("--media is for exports of DiscordChatExporter, and there is none here.")
+    if media is not None or guild is not None:
+        raise SourceError(
+            "--media and --guild are for exports of DiscordChatExporter, and there is none here."
+        )
     return partial(folder.scan, path)
 
 
 def _exports(path: Path) -> list[Path]:
     """The exports at a path. Their media folders are not searched: anybody's files lie there."""
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    return [file for file in files if file.is_file() and discord.is_export(file)]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.is_file() and _is_export(file, alone=file == path)]
 
 
-def _all(exports: list[Path], media: Path | None) -> Iterator[Found | SetAside]:
+def _is_export(file: Path, *, alone: bool) -> bool:
+    if file.suffix.lower() in _PAGES:
+        return discord_html.is_export(file)
+    return (alone or file.suffix.lower() == ".json") and discord.is_export(file)
+
+
+def _all(exports: list[Path], media: Path | None, guild: str | None) -> Iterator[Found | SetAside]:
     for export in exports:
-        yield from discord.scan(export, media=media)
+        if export.suffix.lower() in _PAGES:
+            yield from discord_html.scan(export, media=media, guild_id=guild)
+        else:
+            yield from discord.scan(export, media=media)

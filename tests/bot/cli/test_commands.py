@@ -134,7 +134,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["stats"], "There is no archive at mapseek.db"),
         (["stats", "--archive", "folder"], "folder is a folder, and the archive is a file"),
         (["stats", "--archive", "plain.json"], "plain.json is no mapseek archive: name another"),
-        (["index", "plain.json"], "plain.json is no JSON export of DiscordChatExporter"),
+        (["index", "plain.json"], "plain.json is no export of DiscordChatExporter"),
     ],
 )
 def test_failures_are_sentences(tmp_path: Path, arguments: list[str], sentence: str) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import disnake.http
 import numpy as np
@@ -68,15 +69,24 @@ async def server() -> AsyncIterator[ToyServer]:
         yield server
 
 
+class Server(Protocol):
+    """An embedding server of whatever kind."""
+
+    @property
+    def address(self) -> str: ...
+
+
 class Bot:
     """The bot with its files, to be run once or several times."""
 
-    def __init__(self, folder: Path, discord: Discord, server: ToyServer) -> None:
+    def __init__(self, folder: Path, discord: Discord, server: Server) -> None:
         self.discord = discord
         self.settings = BotSettings(
             archive=folder / "maps.db",
             discord_token=SecretStr(TOKEN),
             download_origins=discord.origin,
+            searches_per_member=0,
+            searches_per_guild=0,
         )
         self.client = ClientSettings(server=server.address, timeout_s=10, attempts=2)
 

@@ -7,6 +7,7 @@ bot may not read.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import secrets
@@ -16,6 +17,9 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from aiohttp import BodyPartReader, WSMsgType, web
+
+from tests.bot.discord.backlog import Backlog
+from tests.bot.discord.limits import problem_of
 
 TOKEN = "loopback." + secrets.token_urlsafe(16)
 APPLICATION = 900
@@ -29,9 +33,15 @@ BOT_USER = {
 OWNER = 1
 MESSAGE_CONTENT = 1 << 15
 VIEW_CHANNEL = 1 << 10
+SEND_MESSAGES = 1 << 11
+MANAGE_MESSAGES = 1 << 13
+ATTACH_FILES = 1 << 15
 READ_HISTORY = 1 << 16
 CONNECT = 1 << 20
-EVERYONE_MAY = VIEW_CHANNEL | READ_HISTORY | CONNECT
+SEND_IN_THREADS = 1 << 38
+EVERYONE_MAY = (
+    VIEW_CHANNEL | READ_HISTORY | CONNECT | SEND_MESSAGES | ATTACH_FILES | SEND_IN_THREADS
+)
 ACKNOWLEDGE_S = 3.0
 EPOCH_MS = 1_420_070_400_000
 TEXT, VOICE, PUBLIC_THREAD, PRIVATE_THREAD = 0, 2, 11, 12
@@ -41,13 +51,27 @@ Json = dict[str, Any]
 
 @dataclass
 class Answer:
-    """What a member ends up seeing."""
+    """What a member ends up seeing, and how it came there: as an edit, beside, or as a deletion."""
 
     ephemeral: bool
     content: str = ""
     components: list[Json] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     allowed_mentions: Json | None = None
+    how: str = "edit"
+    flags: int = 0
+    later: "asyncio.Queue[Answer] | None" = None
+
+    async def then(self) -> "Answer":
+        """What the same interaction brought after this."""
+        assert self.later is not None
+        async with asyncio.timeout(30):
+            return await self.later.get()
+
+    def buttons(self) -> dict[str, Json]:
+        """The buttons that do something, by what stands on them."""
+        every = [c for row in self.components for c in row["components"]]
+        return {c["label"]: c for c in every if c["type"] == 2 and "custom_id" in c}
 
     @property
     def links(self) -> list[str]:
@@ -62,14 +86,16 @@ class Answer:
 @dataclass
 class _Pending:
     sent_at_s: float
-    answer: asyncio.Future[Answer]
+    answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
     deferred: Json | None = None
+    ephemeral_message: bool = True
 
 
-class Discord:
+class Discord(Backlog):
     """The service. An async context manager; `port` is there inside it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.content_intent_enabled = True
         self.introduces_guilds = True
         self.guilds: dict[int, Json] = {}
@@ -78,6 +104,13 @@ class Discord:
         self.files: dict[int, bytes] = {}
         self.hidden_from_bot: set[int] = set()
         self.thread_members: dict[int, set[int]] = {}
+        self.memberships_asked: list[int] = []
+        self.member_permissions: dict[int, int] = {}
+        self.member_roles: dict[int, list[int]] = {}
+        self.refuse_messages = 0  # so many questions for a message are one too many
+        self.tokens_live_s = 900.0
+        self.fail_once: set[str] = set()  # "edit" or "beside"
+        self._intents = 0
         self.commands: list[Json] = []
         self.synced = asyncio.Event()
         self.ready = asyncio.Event()
@@ -117,7 +150,7 @@ class Discord:
             "features": [],
             "channels": [],
             "threads": [],
-            "members": [],
+            "members": [bot_member()],
             "member_count": 2,
             "large": False,
             "unavailable": False,
@@ -205,14 +238,18 @@ class Discord:
         spoiler: bool = False,
         forwarded: bool = False,
         embeds: list[Json] | None = None,
+        components: list[Json] | None = None,
+        content: str = "",
+        name: str | None = None,
+        sent_at: datetime | None = None,
     ) -> Json:
         attachments = [self.upload(channel_id, data, spoiler=spoiler) for data in files]
-        sent_at = datetime.now(UTC)
+        sent_at = sent_at or datetime.now(UTC)
         message: Json = {
             "id": snowflake(sent_at, next(self._ids)),
             "channel_id": str(channel_id),
             "author": BOT_USER if author == APPLICATION else user(author),
-            "content": "",
+            "content": content,
             "timestamp": sent_at.isoformat(timespec="milliseconds"),
             "edited_timestamp": None,
             "tts": False,
@@ -222,16 +259,20 @@ class Discord:
             "pinned": False,
             "embeds": embeds or [],
             "attachments": [] if forwarded else attachments,
-            "components": [],
+            "components": [] if forwarded else components or [],
             "type": 0,
             "flags": 0,
         }
+        if name is not None:
+            message["author"] = message["author"] | {"global_name": name}
         if forwarded:
             inner = {k: message[k] for k in ("type", "content", "embeds", "timestamp", "mentions")}
-            inner |= {"edited_timestamp": None, "attachments": attachments, "components": []}
+            inner |= {"edited_timestamp": None, "attachments": attachments}
+            inner["components"] = components or []
             message["message_snapshots"] = [{"message": inner}]
             message["message_reference"] = {"type": 1, "message_id": "5", "channel_id": "6"}
         self.messages[int(message["id"])] = message
+        self.channels[channel_id]["last_message_id"] = message["id"]
         await self.dispatch("MESSAGE_CREATE", self._with_guild(message))
         return message
 
@@ -303,21 +344,54 @@ class Discord:
         }
         return await self._interact(2, data, where, member)
 
-    async def use_find(self, image: bytes, *, member: int, channel_id: int) -> Answer:
-        attachment = self.sign(self.upload(channel_id, image)) | {"ephemeral": True}
-        data = {
-            "id": self._command_id("find"),
-            "name": "find",
-            "type": 1,
-            "options": [{"name": "image", "type": 11, "value": attachment["id"]}],
-            "resolved": {"attachments": {attachment["id"]: attachment}},
-        }
+    async def use_find(
+        self,
+        image: bytes | None = None,
+        *,
+        url: str | None = None,
+        text: str | None = None,
+        member: int,
+        channel_id: int,
+        name: str = "map.png",
+    ) -> Answer:
+        options: list[Json] = []
+        data = {"id": self._command_id("find"), "name": "find", "type": 1, "options": options}
+        if image is not None:
+            attachment = self.sign(self.upload(channel_id, image)) | {"ephemeral": True}
+            attachment["filename"] = name
+            options.append({"name": "image", "type": 11, "value": attachment["id"]})
+            data["resolved"] = {"attachments": {attachment["id"]: attachment}}
+        for option, value in (("url", url), ("text", text)):
+            if value is not None:
+                options.append({"name": option, "type": 3, "value": value})
         return await self._interact(2, data, channel_id, member)
 
     async def choose(self, custom_id: str, value: str, *, member: int, channel_id: int) -> Answer:
+        """Chooses in a select, which need not be there: a press that is made up."""
         data = {"custom_id": custom_id, "component_type": 3, "values": [value]}
         select = {"type": 3, "custom_id": custom_id, "options": [{"label": "x", "value": value}]}
-        message = {
+        message = self._bot_message(channel_id, [{"type": 1, "components": [select]}], flags=64)
+        return await self._interact(3, data, channel_id, member, message=message)
+
+    async def press(
+        self,
+        answer: Answer,
+        label: str,
+        *,
+        member: int,
+        channel_id: int,
+        custom_id: str | None = None,
+    ) -> Answer:
+        """Presses a button of an answer; with a custom id, one that is not there."""
+        button = answer.buttons()[label]
+        assert not button.get("disabled"), "Discord lets nobody press it"
+        data = {"custom_id": custom_id or button["custom_id"], "component_type": 2}
+        flags = 64 if answer.ephemeral else 0
+        message = self._bot_message(channel_id, answer.components, flags=flags)
+        return await self._interact(3, data, channel_id, member, message=message)
+
+    def _bot_message(self, channel_id: int, components: list[Json], *, flags: int) -> Json:
+        return {
             "id": str(next(self._ids)),
             "channel_id": str(channel_id),
             "author": BOT_USER,
@@ -330,11 +404,10 @@ class Discord:
             "pinned": False,
             "embeds": [],
             "attachments": [],
-            "components": [{"type": 1, "components": [select]}],
+            "components": components,
             "type": 0,
-            "flags": 64,
+            "flags": flags,
         }
-        return await self._interact(3, data, channel_id, member, message=message)
 
     def _command_id(self, name: str) -> str:
         (found,) = [command["id"] for command in self.commands if command["name"] == name]
@@ -345,8 +418,9 @@ class Discord:
     ) -> Answer:
         channel = self.channels[channel_id]
         number, token = str(next(self._ids)), secrets.token_hex(8)
-        loop = asyncio.get_running_loop()
-        pending = self._pending[token] = _Pending(loop.time(), loop.create_future())
+        pending = self._pending[token] = _Pending(asyncio.get_running_loop().time())
+        if "message" in more:
+            pending.ephemeral_message = bool(more["message"]["flags"] & 64)
         payload = {
             "id": number,
             "application_id": str(APPLICATION),
@@ -365,9 +439,9 @@ class Discord:
             "context": 0,
             "member": {
                 "user": user(member),
-                "roles": [],
+                "roles": [str(role) for role in self.member_roles.get(member, ())],
                 "joined_at": "2020-01-01T00:00:00+00:00",
-                "permissions": str(EVERYONE_MAY),
+                "permissions": str(self.member_permissions.get(member, EVERYONE_MAY)),
                 "deaf": False,
                 "mute": False,
                 "flags": 0,
@@ -377,18 +451,18 @@ class Discord:
         }
         await self.dispatch("INTERACTION_CREATE", payload)
         async with asyncio.timeout(30):
-            return await pending.answer
+            return await pending.answers.get()
 
     # The gateway.
 
     async def dispatch(self, event: str, data: Json) -> None:
         """Sends an event, if the bot is connected: like the real one, it is not sent again."""
+        sequence = next(self._sequence)
+        frame = json.dumps({"op": 0, "t": event, "s": sequence, "d": data})
+        self._remember(sequence, frame)
         if self._socket is not None:
-            await self._send({"op": 0, "t": event, "s": next(self._sequence), "d": data})
-
-    async def _send(self, payload: Json) -> None:
-        assert self._socket is not None
-        await self._socket.send_str(json.dumps(payload))
+            with contextlib.suppress(ConnectionError):  # it is dying at this moment
+                await self._socket.send_str(frame)
 
     async def _gateway(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -400,13 +474,19 @@ class Discord:
             payload = json.loads(frame.data)
             if payload["op"] == 1:
                 await socket.send_json({"op": 11})
+            elif payload["op"] == 6:
+                if await self._resume(socket, payload["d"]["seq"]):
+                    self._socket = socket
+                    self.ready.set()
             elif payload["op"] == 2:
                 if payload["d"]["token"] != TOKEN:
                     await socket.close(code=4004)
                 elif payload["d"]["intents"] & MESSAGE_CONTENT and not self.content_intent_enabled:
                     await socket.close(code=4014)
                 else:
+                    self._intents = payload["d"]["intents"]
                     self._socket = socket
+                    self.sessions += 1
                     await self._welcome()
         if self._socket is socket:
             self._socket = None
@@ -432,11 +512,21 @@ class Discord:
 
     def _with_guild(self, message: Json) -> Json:
         guild_id = self.channels[int(message["channel_id"])]["guild_id"]
-        return {**self._signed(message), "guild_id": guild_id}
+        return {**self._readable(message), "guild_id": guild_id}
+
+    def _readable(self, message: Json) -> Json:
+        """The message as the bot may read it: others' content takes the intent, or a mention."""
+        own = message["author"]["id"] == BOT_USER["id"]
+        mentioned = BOT_USER["id"] in [one["id"] for one in message["mentions"]]
+        if self._intents & MESSAGE_CONTENT or own or mentioned:
+            return self._signed(message)
+        blank: Json = {"content": "", "embeds": [], "attachments": [], "components": []}
+        return {**message, **blank}
 
     def _signed(self, message: Json) -> Json:
         """The message as Discord sends it: every link newly signed."""
         signed = {**message, "attachments": [self.sign(a) for a in message["attachments"]]}
+        signed["components"] = self._signed_media(message["components"])
         if "message_snapshots" in message:
             signed["message_snapshots"] = [
                 {"message": self._signed(snapshot["message"])}
@@ -444,9 +534,34 @@ class Discord:
             ]
         return signed
 
+    def _signed_media(self, part: Any) -> Any:
+        """Components with the links of uploads among them signed."""
+        if isinstance(part, list):
+            return [self._signed_media(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        inner = {name: self._signed_media(one) for name, one in part.items()}
+        return self.sign(inner) if "attachment_id" in inner else inner
+
+    def gallery(self, channel_id: int, *files: bytes, spoiler: bool = False) -> Json:
+        """A Components-V2 gallery of uploads, for `post(components=[...])`."""
+        items = []
+        for data in files:
+            upload = self.upload(channel_id, data)
+            media = {key: upload[key] for key in ("url", "proxy_url", "width", "height")}
+            media |= {"attachment_id": upload["id"], "content_type": "image/png"}
+            items.append({"media": media, "spoiler": spoiler})
+        return {"type": 12, "id": 1, "items": items}
+
     def sign(self, attachment: Json) -> Json:
         query = f"?ex={self.links_expire_at_s:x}&is=1&hm=0"
         return {**attachment, "url": attachment["url"] + query}
+
+    def _user(self, number: int) -> Json:
+        return user(number)
+
+    def _now_id(self) -> str:
+        return snowflake(datetime.now(UTC), next(self._ids))
 
     # REST.
 
@@ -498,13 +613,20 @@ class Discord:
             return reply({"code": 50001, "message": "Missing Access"}, status=403)
         if channel_id not in self.channels:
             return reply({"code": 10003, "message": "Unknown Channel"}, status=404)
+        if self.refuse_messages:
+            self.refuse_messages -= 1
+            problem = {"message": "You are being rate limited.", "retry_after": 0.01}
+            # Without `Via`, disnake takes it for a ban by Cloudflare.
+            headers = {"Retry-After": "0.01", "Via": "1.1 loopback", "X-RateLimit-Scope": "user"}
+            return reply(problem | {"global": False}, status=429, headers=headers)
         message = self.messages.get(int(request.match_info["message"]))
         if message is None or message["channel_id"] != str(channel_id):
             return reply({"code": 10008, "message": "Unknown Message"}, status=404)
-        return reply(self._signed(message))
+        return reply(self._readable(message))
 
     async def _thread_member(self, request: web.Request) -> web.Response:
         thread_id, user_id = int(request.match_info["thread"]), int(request.match_info["user"])
+        self.memberships_asked.append(thread_id)
         if user_id not in self.thread_members.get(thread_id, ()):
             return reply({"code": 10007, "message": "Unknown Member"}, status=404)
         joined = "2020-01-01T00:00:00+00:00"
@@ -522,40 +644,55 @@ class Discord:
         return web.Response(status=204)
 
     async def _edit_original(self, request: web.Request) -> web.Response:
+        return await self._take_answer(request, how="edit")
+
+    async def _follow_up(self, request: web.Request) -> web.Response:
+        return await self._take_answer(request, how="beside")
+
+    async def _take_answer(self, request: web.Request, *, how: str) -> web.Response:
         pending = self._pending[request.match_info["token"]]
         if pending.deferred is None:
             return reply({"code": 10015, "message": "Unknown Webhook"}, status=404)
+        if asyncio.get_running_loop().time() - pending.sent_at_s > self.tokens_live_s:
+            return reply({"code": 50027, "message": "Invalid Webhook Token"}, status=401)
         payload, files = await read_body(request)
-        if problem := problem_of(payload):
+        if how in self.fail_once:
+            self.fail_once.discard(how)
+            return reply({"code": 0, "message": "Internal error"}, status=400)
+        if problem := problem_of(payload, files):
             return reply({"code": 50035, "message": problem}, status=400)
         # A deferred update edits the message that the component is on: ephemeral like that one.
+        is_update = pending.deferred["type"] == 6
         flags = pending.deferred.get("data", {}).get("flags", 0)
+        ephemeral = pending.ephemeral_message if is_update else bool(flags & 64)
+        if how == "beside":
+            ephemeral = bool((payload.get("flags") or 0) & 64)
         answer = Answer(
-            ephemeral=bool(flags & 64) or pending.deferred["type"] == 6,
+            ephemeral=ephemeral,
             content=payload.get("content") or "",
             components=payload.get("components") or [],
             files=files,
             allowed_mentions=payload.get("allowed_mentions"),
+            how=how,
+            flags=payload.get("flags") or 0,
+            later=pending.answers,
         )
-        pending.answer.set_result(answer)
-        channel_id = next(iter(self.channels))
-        return reply(
-            {
-                "id": "7",
-                "channel_id": str(channel_id),
-                "author": BOT_USER,
-                "content": answer.content,
-                "timestamp": datetime.now(UTC).isoformat(),
-                "edited_timestamp": None,
-                "tts": False,
-                "mention_everyone": False,
-                "mentions": [],
-                "pinned": False,
-                "embeds": [],
-                "attachments": [],
-                "type": 0,
-            }
-        )
+        pending.answers.put_nowait(answer)
+        message = self._bot_message(next(iter(self.channels)), answer.components, flags=0)
+        return reply(message | {"content": answer.content})
+
+    async def _delete_original(self, request: web.Request) -> web.Response:
+        pending = self._pending[request.match_info["token"]]
+        pending.answers.put_nowait(Answer(ephemeral=False, how="delete"))
+        return web.Response(status=204)
+
+    async def _get_channel(self, request: web.Request) -> web.Response:
+        channel_id = int(request.match_info["channel"])
+        if channel_id in self.hidden_from_bot:
+            return reply({"code": 50001, "message": "Missing Access"}, status=403)
+        if channel_id not in self.channels:
+            return reply({"code": 10003, "message": "Unknown Channel"}, status=404)
+        return reply(self.channels[channel_id])
 
     async def _download(self, request: web.Request) -> web.Response:
         number = int(request.match_info["attachment"])
@@ -595,12 +732,15 @@ class Discord:
             ("GET", "/api/v10/oauth2/applications/@me", self._application),
             ("GET", "/api/v10/applications/{app}/commands", self._get_commands),
             ("PUT", "/api/v10/applications/{app}/commands", self._put_commands),
+            ("GET", "/api/v10/channels/{channel}", self._get_channel),
             ("GET", "/api/v10/channels/{channel}/messages/{message}", self._get_message),
             ("GET", "/api/v10/channels/{thread}/thread-members/{user}", self._thread_member),
             ("POST", "/api/v10/interactions/{id}/{token}/callback", self._callback),
             ("PATCH", "/api/v10/webhooks/{app}/{token}/messages/@original", self._edit_original),
+            ("DELETE", "/api/v10/webhooks/{app}/{token}/messages/@original", self._delete_original),
+            ("POST", "/api/v10/webhooks/{app}/{token}", self._follow_up),
         ]
-        for method, path, handler in routes:
+        for method, path, handler in (*routes, *self.backlog_routes()):
             app.router.add_route(method, path, handler)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -629,12 +769,25 @@ def user(number: int) -> Json:
     }
 
 
-def reply(payload: Any, *, status: int = 200) -> web.Response:
+def bot_member() -> Json:
+    return {
+        "user": BOT_USER,
+        "roles": [],
+        "joined_at": "2020-01-01T00:00:00+00:00",
+        "deaf": False,
+        "mute": False,
+        "flags": 0,
+    }
+
+
+def reply(
+    payload: Any, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
     # The header exactly so: disnake takes anything else for text.
     return web.Response(
         body=json.dumps(payload).encode(),
         status=status,
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **(headers or {})},
     )
 
 
@@ -650,18 +803,3 @@ async def read_body(request: web.Request) -> tuple[Json, dict[str, bytes]]:
         else:
             files[part.filename or ""] = bytes(await part.read())
     return payload, files
-
-
-def problem_of(payload: Json) -> str | None:
-    """What Discord would refuse about a message."""
-    if len(payload.get("content") or "") > 2000:
-        return "content is longer than 2000"
-    for row in payload.get("components") or []:
-        if not 1 <= len(row["components"]) <= 5:
-            return "a row holds 1 to 5 components"
-        for component in row["components"]:
-            if component["type"] == 2 and not component["url"].startswith("https://"):
-                return "not a well formed URL"
-            if component["type"] == 3 and not 1 <= len(component["options"]) <= 25:
-                return "a select holds 1 to 25 options"
-    return None

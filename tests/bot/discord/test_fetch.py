@@ -1,13 +1,26 @@
 import asyncio
 import gzip
 import io
+import ipaddress
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.abc import ResolveResult
 from PIL import Image
 
-from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError, GoneError, RefusedError, parse_origin
+from bot import fetch
+from bot.fetch import (
+    DISCORD_ORIGINS,
+    Fetcher,
+    FetchError,
+    GoneError,
+    RefusedError,
+    is_public,
+    parse_origin,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -255,3 +268,175 @@ def test_an_origin_that_is_none_is_refused(origin: str) -> None:
 
 def test_discords_own_hosts_are_spoken_to_in_private() -> None:
     assert {parse_origin(origin)[0] for origin in DISCORD_ORIGINS} == {"https"}
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("168.63.129.16", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),  # noqa: S104
+        ("224.0.0.251", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::7f00:1", False),
+        ("::ffff:93.184.216.34", False),
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b:1::a00:1", False),
+        ("2002:7f00:1::", False),
+        ("2001:0:7f00:1::", False),
+        ("2001:db8::1", False),
+        ("fd00::1", False),
+        ("fe80::1%eth0", False),
+        ("ff02::1", False),
+    ],
+)
+def test_addresses_of_the_open_internet_are_told_from_all_others(
+    address: str, *, public: bool
+) -> None:
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/a.png",
+        "http://[::1]/a.png",
+        "http://[::ffff:7f00:1]/a.png",
+        "http://[64:ff9b::7f00:1]/a.png",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://localhost/a.png",
+        "http://localhost./a.png",
+        "http://2130706433/a.png",
+        "http://0x7f.1/a.png",
+        "http://127.1/a.png",
+        "http://user@93.184.216.34/a.png",
+        "http://93.184.216.34:22/a.png",
+        "http://93.184.216.34:8080/a.png",
+        "https://[oops/a.png",
+        "file:///etc/passwd",
+        "ftp://93.184.216.34/a.png",
+        "a.png",
+        "",
+    ],
+)
+async def test_a_strangers_address_must_be_public(url: str) -> None:
+    async with Fetcher(max_bytes=1, timeout_s=30) as fetcher:
+        with pytest.raises(FetchError) as raised:
+            await fetcher.fetch_anywhere(url)
+    assert "private" not in str(raised.value), "it tells what lies in this network"
+
+
+class Names(aiohttp.ThreadedResolver):
+    """A name service whose answers are written in the test, in turn."""
+
+    answers: dict[str, list[str]] = {}  # noqa: RUF012 (emptied by the fixture)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        given = self.answers[host]
+        address = given.pop(0) if len(given) > 1 else given[0]
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]
+
+
+@pytest.fixture
+async def internet(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Fetcher, Callable[[str], str]]]:
+    """A fetcher for which 127.0.0.1 and its port are the open internet, 127.0.0.2 is not."""
+    port = int(site.origin.rpartition(":")[2])
+    here = ipaddress.ip_address("127.0.0.1")
+    monkeypatch.setattr(fetch, "is_public", lambda address: ipaddress.ip_address(address) == here)
+    monkeypatch.setattr(fetch, "_PORTS", frozenset({port}))
+    monkeypatch.setattr(aiohttp, "ThreadedResolver", Names)
+    monkeypatch.setattr(Names, "answers", {"maps.example": ["127.0.0.1"]})
+    async with Fetcher(max_bytes=100_000, timeout_s=30) as fetcher:
+        yield fetcher, lambda host: f"http://{host}:{port}"
+
+
+async def test_a_picture_comes_from_anywhere_over_a_few_redirects(
+    site: Site, internet: tuple[Fetcher, Callable[[str], str]]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/picture":
+            return web.Response(status=302, headers={"Location": "/two"})
+        if request.path == "/two":
+            return web.Response(status=301, headers={"Location": f"{at('127.0.0.1')}/three"})
+        return web.Response(body=png())
+
+    fetcher, at = internet
+    site.answers(handler)
+    assert await fetcher.fetch_anywhere(f"{at('maps.example')}/picture") == png()
+    assert site.asked == ["/picture", "/two", "/three"]
+
+
+@pytest.mark.parametrize(
+    "onward", ["http://127.0.0.2:{port}/in", "http://inside.example:{port}/in", "file:///etc", ""]
+)
+async def test_every_hop_is_checked(
+    site: Site, internet: tuple[Fetcher, Callable[[str], str]], onward: str
+) -> None:
+    fetcher, at = internet
+    Names.answers["inside.example"] = ["127.0.0.2"]
+    location = onward.format(port=at("").rpartition(":")[2])
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": location})
+
+    site.answers(handler)
+    with pytest.raises(FetchError):
+        await fetcher.fetch_anywhere(f"{at('maps.example')}/picture")
+    assert set(site.asked) == {"/picture"}
+
+
+async def test_a_chain_of_redirects_ends(
+    site: Site, internet: tuple[Fetcher, Callable[[str], str]]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": f"{request.path}x"})
+
+    fetcher, at = internet
+    site.answers(handler)
+    with pytest.raises(RefusedError, match="without end"):
+        await fetcher.fetch_anywhere(f"{at('maps.example')}/picture")
+    assert len(site.asked) == 4
+
+
+async def test_a_name_is_connected_to_where_it_was_checked(
+    site: Site, internet: tuple[Fetcher, Callable[[str], str]]
+) -> None:
+    """A name that changes its address after the first question gains nothing."""
+    fetcher, at = internet
+    Names.answers["rebinding.example"] = ["127.0.0.2", "127.0.0.1"]
+    Names.answers["turncoat.example"] = ["127.0.0.1", "127.0.0.2"]
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=png())
+
+    site.answers(handler)
+    with pytest.raises(FetchError, match="cannot be reached"):
+        await fetcher.fetch_anywhere(f"{at('rebinding.example')}/picture")
+    assert site.asked == []
+    assert await fetcher.fetch_anywhere(f"{at('turncoat.example')}/picture") == png()
+
+
+async def test_indexing_still_fetches_from_listed_origins_only(
+    internet: tuple[Fetcher, Callable[[str], str]],
+) -> None:
+    fetcher, at = internet
+    with pytest.raises(RefusedError, match="not fetched from"):
+        await fetcher.fetch(f"{at('maps.example')}/picture")

