@@ -247,6 +247,115 @@ def archive(
 
 
 @app.command()
+def retrieval(
+    *,
+    art: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder of pictures to make maps of, a subfolder for each source. "
+            "`make retrieval-art` builds one.",
+        ),
+    ] = Path("results/retrieval-art"),
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--model", "-m", metavar="DIR", help="Model folder; repeat to compare. [bundled]"
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Measure a running server's model, too."),
+    ] = None,
+    baseline: Annotated[
+        Literal["phash"] | None, typer.Option(help="Measure a perceptual hash, too.")
+    ] = None,
+    half: Annotated[
+        Literal["validation", "test"],
+        typer.Option(help="Choose models by the one half of the artwork, judge by the other."),
+    ] = "test",
+    maps: Annotated[int, typer.Option(min=2, help="How many maps.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
+    distractors: Annotated[
+        int, typer.Option(min=0, help="Other maps that are put into the archive as well.")
+    ] = 0,
+    views: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ways of looking at a query: full, centre, mean2, max2, mean3, max3, grid; "
+            "repeat. [full]"
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Write thresholds into the manifest of the first --model."
+        ),
+    ] = False,
+    failures: Annotated[
+        int, typer.Option(min=0, help="How many failures of each kind are drawn.")
+    ] = 120,
+    cache: Annotated[
+        Path, typer.Option(metavar="DIR", help="Keeps what is drawn and embedded.")
+    ] = Path("results/retrieval-set"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for plots and sheets of failures.")
+    ] = Path("results/retrieval"),
+    workers: Annotated[
+        int, typer.Option(min=0, help="Drawing processes. 0: one per core.")
+    ] = 0,
+    provider: Provider = "auto",
+    json: Json = None,
+) -> None:
+    """Is the right map found from a bad picture of it? On maps made of a folder of artwork.
+
+    [dim]mapseek bench retrieval --baseline phash --json retrieval.json[/]
+
+    [dim]mapseek bench retrieval -m models/a -m models/b --half validation --maps 600[/]
+
+    The set is drawn once and kept; Ctrl-C stops it, and the next run goes on there.
+
+    It exits with 1 where a target is missed.
+    """
+    from benchmarks.retrieval.artwork import Half
+    from benchmarks.retrieval.bench import RetrievalOptions, bench_retrieval
+    from benchmarks.retrieval.embedders import VIEWS
+    from inference.client import ClientSettings
+    from inference.providers import usable_cores
+
+    _check_writable(json, out / "recall.png")
+    unknown = [name for name in views or () if name not in VIEWS]
+    if unknown:
+        raise typer.BadParameter(
+            f"{unknown[0]} is no view: take {', '.join(VIEWS)}.", param_hint="--views"
+        )
+    options = RetrievalOptions(
+        art=art,
+        models=model or ([] if server else [_folder(None)]),
+        server=ClientSettings.load(server=server) if server else None,
+        baseline=baseline == "phash",
+        half=Half(half),
+        maps=maps,
+        seed=seed,
+        distractors=distractors,
+        views=tuple(dict.fromkeys(views or ("full",))),
+        calibrate=calibrate,
+        failures=failures,
+        cache=cache,
+        out=out,
+        workers=workers or usable_cores(),
+        provider=provider,
+    )
+    with _progress() as progress:
+        report = bench_retrieval(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def soak(
     *,
     model: Model = None,

@@ -64,16 +64,49 @@ class TextTower(_Frozen):
     pad_token_id: int = Field(ge=0)
 
 
+class Calibration(_Frozen):
+    """What the thresholds were measured to mean, on queries that did not choose them.
+
+    Each query was asked twice: with its map in the archive, and without it. A precision is None
+    where no answer fell into that range.
+
+    Attributes:
+        same_precision: Share of the first answers at or above `same` that were right.
+        similar_precision: The same from `similar` to `same`.
+        nothing_precision: The same below `similar`.
+        same_false_match_rate: Share of the queries without their map in the archive that got an
+            answer at or above `same`.
+        similar_false_match_rate: The same for `similar`.
+        same_found: Share of the queries with their map in the archive that got it as their first
+            answer, at or above `same`.
+        queries: How many queries, good and poor alike.
+        archive: How many pictures they searched; more pictures make more false matches.
+        pictures: What the queries and the archive were.
+    """
+
+    same_precision: float | None = Field(ge=0, le=1)
+    similar_precision: float | None = Field(ge=0, le=1)
+    nothing_precision: float | None = Field(ge=0, le=1)
+    same_false_match_rate: float = Field(ge=0, le=1)
+    similar_false_match_rate: float = Field(ge=0, le=1)
+    same_found: float = Field(ge=0, le=1)
+    queries: int = Field(gt=0)
+    archive: int = Field(gt=0)
+    pictures: str
+
+
 class Thresholds(_Frozen):
     """Calibrated decision points on the cosine similarity of two pictures.
 
     Attributes:
         same: At or above, the pictures show the same map.
         similar: At or above, they are similar; below, nothing is close.
+        measured: What the two stand for; None in manifests from before it was recorded.
     """
 
     same: float = Field(ge=-1, le=1)
     similar: float = Field(ge=-1, le=1)
+    measured: Calibration | None = None
 
 
 class Fidelity(_Frozen):
@@ -196,6 +229,23 @@ class Artifact(_Frozen):
                     f"{path} is damaged (its SHA-256 differs from the manifest's): "
                     "export or copy the model again."
                 )
+
+
+def replace_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
+    """Rewrites the manifest of a complete folder, whole or not at all; no other file is touched.
+
+    The digests stay what they were, and with them the model's id: the manifest itself has none.
+
+    Raises:
+        StartupError: The folder cannot be written.
+    """
+    unfinished = artifact.file(f".{MANIFEST}.partial")
+    try:
+        unfinished.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(artifact.file(MANIFEST))
+    except OSError as error:
+        raise StartupError(f"{artifact.file(MANIFEST)} cannot be written: {error}") from error
+    return artifact.model_copy(update={"manifest": manifest})
 
 
 def sha256_of(path: Path) -> str:

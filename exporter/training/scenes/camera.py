@@ -78,6 +78,44 @@ class Stance:
     aside: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a camera sees of a wall of maps.
+
+    Attributes:
+        yaw: Angle to the wall's normal, in degrees, to the right.
+        pitch: The same, downwards.
+        seen: Fraction of the wall inside the picture.
+        extent: The larger of the wall's extents in the picture, relative to the picture's.
+    """
+
+    yaw: float
+    pitch: float
+    seen: float
+    extent: float
+
+
+def _grid(shape: tuple[float, float]) -> npt.NDArray[np.float64]:
+    """Points all over a wall of maps, (81, 3)."""
+    columns, rows = shape
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 9) * columns, np.linspace(-0.5, 0.5, 9) * rows)
+    return np.stack([x.ravel(), y.ravel(), np.zeros(81)], axis=1)
+
+
+def sight(camera: Camera, shape: tuple[float, float], size: tuple[int, int]) -> Sight:
+    """Measure what a camera sees of a wall of (columns, rows) maps in a picture of this size."""
+    pixels = camera.project(_grid(shape), size)
+    inside = ((pixels >= 0) & (pixels < np.array(size))).all(axis=1)
+    clipped = np.clip(np.nan_to_num(pixels), 0, np.array(size))
+    away = -camera.rotation[:, 2]
+    return Sight(
+        yaw=math.degrees(math.atan2(away[0], away[2])),
+        pitch=math.degrees(math.asin(away[1])),
+        seen=float(inside.mean()),
+        extent=float((np.ptp(clipped, axis=0) / size).max()),
+    )
+
+
 def _look(target: npt.NDArray[np.float64], distance: float, yaw: float, pitch: float) -> Camera:
     """Stand at a distance from a point on the wall and look at it; angles in radians."""
     away = np.array(
@@ -104,15 +142,11 @@ def place(
     """
     columns, rows = shape
     aspect = size[0] / size[1]
-    grid_x, grid_y = np.meshgrid(
-        np.linspace(-0.5, 0.5, 9) * columns, np.linspace(-0.5, 0.5, 9) * rows
-    )
-    points = np.stack([grid_x.ravel(), grid_y.ravel(), np.zeros(81)], axis=1)
+    points = _grid(shape)
     camera = _look(np.zeros(3), max(rows, columns / aspect), 0, 0)
     for _ in range(40):
-        # Two draws multiplied: extreme angles exist but are not the rule.
-        yaw = math.radians(stance.yaw) * rng.uniform(-1, 1) * rng.uniform(0.4, 1)
-        pitch = math.radians(stance.pitch) * rng.uniform(-1, 1) * rng.uniform(0.3, 1)
+        yaw = math.radians(stance.yaw) * rng.uniform(-1, 1)
+        pitch = math.radians(stance.pitch) * rng.uniform(-1, 1)
         extent = max(rows, columns / aspect)
         distance = extent / (2 * math.tan(FIELD_OF_VIEW / 2) * rng.uniform(*stance.fill))
         visible = 2 * math.tan(FIELD_OF_VIEW / 2) * distance
@@ -120,6 +154,6 @@ def place(
         candidate = _look(np.array([aside[0], aside[1], 0.0]), distance, yaw, pitch)
         pixels = candidate.project(points, size)
         inside = ((pixels >= 0) & (pixels < np.array(size))).all(axis=1)
-        if inside.mean() >= stance.seen:
+        if inside.mean() >= stance.seen and not np.isnan(pixels).any():
             return candidate
     return camera

@@ -10,16 +10,36 @@ from PIL import Image, ImageFilter
 from exporter.training.scenes.camera import Array
 
 
-def grade(rng: np.random.Generator, picture: Array, strength: float) -> Array:
+def cast_shadow(rng: np.random.Generator, picture: Array) -> Array:
+    """The sharp shadow of something outside the picture, as shaders draw it in sunlight."""
+    height, width = picture.shape[:2]
+    y, x = np.ogrid[0:1 : height * 1j, 0:1 : width * 1j]
+    turn = rng.uniform(0, 2 * math.pi)
+    along = (x - rng.uniform(0.25, 0.75)) * math.cos(turn) + (y - 0.5) * math.sin(turn)
+    lit = along > 0
+    if rng.random() < 0.4:
+        # A bar's or a trunk's: two parallel edges.
+        lit = np.abs(along) > rng.uniform(0.05, 0.2)
+    shade = np.array([0.5, 0.55, 0.68], np.float32) * np.float32(rng.uniform(0.6, 1.3))
+    sun = np.array([1.1, 1.04, 0.92], np.float32)
+    shadowed: Array = picture * np.where(lit[..., None], sun, shade)
+    return shadowed
+
+
+def grade(rng: np.random.Generator, picture: Array, strength: float) -> tuple[Array, bool]:
     """Colour as shaders and settings have it: gamma, cast, saturation, haze, bloom.
 
     Args:
         rng: Source of chance.
         picture: ``float32`` (height, width, 3) in 0..255.
         strength: 0 (untouched) to 1.
+
+    Returns:
+        The picture, and whether the change is a strong one.
     """
     gamma = math.exp(rng.normal(0, 0.25) * strength)
     cast = np.exp(rng.normal(0, 0.14, 3) * strength).astype(np.float32)
+    strong = abs(math.log(gamma)) > 0.3 or float(np.abs(np.log(cast)).max()) > 0.25
     graded = 255 * np.clip(picture / 255, 0, 1) ** np.float32(gamma) * cast
     grey = graded.mean(-1, keepdims=True)
     graded = grey + (graded - grey) * np.float32(1 + rng.uniform(-0.45, 0.4) * strength)
@@ -27,7 +47,9 @@ def grade(rng: np.random.Generator, picture: Array, strength: float) -> Array:
         haze = rng.uniform(90, 230, 3).astype(np.float32)
         mix = np.float32(rng.uniform(0.1, 0.35) * strength)
         graded = graded * (1 - mix) + haze * mix
+        strong = strong or mix > 0.15
     if rng.random() < 0.4 * strength:
+        strong = True
         image = Image.fromarray(np.clip(graded, 0, 255).astype(np.uint8))
         glow = image.reduce(4).filter(ImageFilter.GaussianBlur(6)).resize(image.size)
         graded = graded + np.asarray(glow, np.float32) * np.float32(rng.uniform(0.1, 0.4))
@@ -36,7 +58,7 @@ def grade(rng: np.random.Generator, picture: Array, strength: float) -> Array:
         y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
         graded = graded * (1 - rng.uniform(0.1, 0.5) * (x * x + y * y) / 2)[..., None]
     clipped: Array = np.clip(graded, 0, 255).astype(np.float32)
-    return clipped
+    return clipped, strong
 
 
 def photograph(rng: np.random.Generator, image: Image.Image) -> Image.Image:

@@ -29,6 +29,11 @@ _NEAR: Final = 1e-3
 _FRAME_RIM: Final = 1 / 16
 """Blocks that the item frames' wood shows around a wall of maps."""
 
+_THICKNESS: Final = 1 / 16
+"""Blocks that item frames stand out from the wall."""
+
+_FRAME_WOOD: Final = (90, 64, 34)
+
 
 def _noise(rng: np.random.Generator, cells: int, strength: float) -> Array:
     """Blocky noise around 1, (16, 16, 1)."""
@@ -162,12 +167,28 @@ class Hanging:
     pixels: Pixels
     at: tuple[float, float]
     rim: bool
+    seams: bool = False
 
     @property
     def half(self) -> tuple[float, float]:
         """Half its width and half its height in blocks."""
         height, width = self.pixels.shape[:2]
         return width / mapart.MAP_SIDE / 2, height / mapart.MAP_SIDE / 2
+
+    def framed(self) -> Pixels:
+        """The maps with what shows of their frames, RGBA, 128 pixels a block."""
+        pixels = self.pixels
+        if self.seams:
+            # Frames that do not quite touch leave hairlines between the maps.
+            pixels = pixels.copy()
+            pixels[mapart.MAP_SIDE :: mapart.MAP_SIDE] //= 2
+            pixels[:, mapart.MAP_SIDE :: mapart.MAP_SIDE] //= 2
+        pad = round(_FRAME_RIM * mapart.MAP_SIDE) if self.rim else 0
+        height, width = pixels.shape[:2]
+        layer = np.full((height + 2 * pad, width + 2 * pad, 4), 255, np.uint8)
+        layer[..., :3] = _FRAME_WOOD
+        layer[pad : pad + height, pad : pad + width, :3] = pixels
+        return layer
 
 
 class World:
@@ -209,7 +230,9 @@ class World:
             if rng.random() < 0.6
             else (rng.uniform(20, 255, 3).astype(np.float32))
         )
-        self.hangings = [Hanging(map_pixels, (0.0, 0.0), bool(rng.random() < 0.6))]
+        framed = bool(rng.random() < 0.4)
+        seams = framed and bool(rng.random() < 0.5)
+        self.hangings = [Hanging(map_pixels, (0.0, 0.0), framed, seams)]
         for index, pixels in enumerate(neighbours):
             other = Hanging(pixels, (0.0, 0.0), self.hangings[0].rim)
             away = self.shape[0] / 2 + other.half[0] + float(rng.integers(1, 3))
@@ -225,21 +248,29 @@ class World:
     def render(self, camera: Camera, size: tuple[int, int]) -> Array:
         """Draw what the camera sees, ``float32`` (height, width, 3) in 0..255.
 
-        The surroundings are sampled once a pixel, the maps four times: the game draws maps without
-        mipmaps, and people's screens have more pixels than what they post.
+        The surroundings are sampled at half the resolution, the maps at twice: the game draws maps
+        without mipmaps, and people's screens have more pixels than what they post.
+
+        Args:
+            camera: From where.
+            size: Width and height in pixels, even.
         """
-        rays = camera.rays(size).reshape(-1, 3)
+        half = (size[0] // 2, size[1] // 2)
+        rays = camera.rays(half).reshape(-1, 3)
         planes = self._planes()
         travel = np.stack([_travel(camera, rays[:, plane.axis], plane) for plane in planes])
         owner, depth = travel.argmin(0), travel.min(0)
         owner[depth >= _HORIZON] = len(planes)
-        picture = np.broadcast_to(self._sky, rays.shape).copy()
+        coarse = np.broadcast_to(self._sky, rays.shape).copy()
         for index, plane in enumerate(planes):
             seen = np.flatnonzero(owner == index)
-            picture[seen] = self._shade(plane, camera, rays[seen], depth[seen])
-        picture = picture.reshape(size[1], size[0], 3)
-        for hanging in self.hangings:
-            self._draw_map(picture, depth.reshape(size[1], size[0]), camera, size, hanging)
+            coarse[seen] = self._shade(plane, camera, rays[seen], depth[seen])
+        image = to_image(coarse.reshape(half[1], half[0], 3))
+        picture = np.array(image.resize(size, Image.Resampling.BILINEAR), np.float32)
+        depth = depth.reshape(half[1], half[0]).repeat(2, axis=0).repeat(2, axis=1)
+        # The one in question last: the game lets no map hide another.
+        for hanging in reversed(self.hangings):
+            self._draw_map(picture, depth, camera, size, hanging)
         return picture
 
     def _planes(self) -> list[_Plane]:
@@ -272,7 +303,7 @@ class World:
         # Far blocks fade into their average, as mipmaps make them.
         far = np.clip((travel - 6) / 20, 0, 1)[:, None]
         colour += (plane.texture[::7, ::7].mean((0, 1)) - colour) * far
-        colour *= self._light(points, self._ambient)
+        colour *= self._light(points, self._ambient) if len(self._lamps) else np.float32(self._ambient)
         colour *= np.float32(plane.face)
         return colour
 
@@ -282,50 +313,83 @@ class World:
         """Draw a wall of maps over the wall, supersampled."""
         half_x, half_y = hanging.half
         rim = _FRAME_RIM if hanging.rim else 0.0
-        corners = np.array(
-            [
-                [hanging.at[0] + x * (half_x + rim), hanging.at[1] + y * (half_y + rim), 0.0]
-                for x in (-1, 1)
-                for y in (-1, 1)
-            ]
-        )
-        seen = camera.project(corners, size)
-        box = (0, 0, *size)
-        if not np.isnan(seen).any():
-            low, high = np.floor(seen.min(0)).astype(int), np.ceil(seen.max(0)).astype(int)
-            box = (
-                max(0, int(low[0])), max(0, int(low[1])),
-                min(size[0], int(high[0])), min(size[1], int(high[1])),
-            )  # fmt: skip
+        left, top = hanging.at[0] - half_x - rim, hanging.at[1] - half_y - rim
+        right, bottom = hanging.at[0] + half_x + rim, hanging.at[1] + half_y + rim
+        front = np.array([(x, y, _THICKNESS) for x in (left, right) for y in (top, bottom)])
+        seen = camera.project(np.concatenate([front, front * (1, 1, 0)]), size)
+        if np.isnan(seen).any():
+            # Partly behind the player: only a neighbour can be.
+            return
+        low, high = np.floor(seen.min(0)).astype(int), np.ceil(seen.max(0)).astype(int)
+        box = (
+            max(0, int(low[0])), max(0, int(low[1])),
+            min(size[0], int(high[0])), min(size[1], int(high[1])),
+        )  # fmt: skip
         if box[0] >= box[2] or box[1] >= box[3]:
             return
-        fine = (size[0] * 2, size[1] * 2)
-        rays = camera.rays(fine, (box[0] * 2, box[1] * 2, box[2] * 2, box[3] * 2))
-        # Item frames stand a sixteenth of a block before the wall.
-        travel = (np.float32(1 / 16) - np.float32(camera.position[2])) / rays[..., 2]
-        points = camera.position.astype(np.float32) + rays * travel[..., None]
-        across, along = points[..., 0] - hanging.at[0], points[..., 1] - hanging.at[1]
-        before = travel > _NEAR
-        on_rim = before & (np.abs(across) < half_x + rim) & (np.abs(along) < half_y + rim)
-        on_map = before & (np.abs(across) < half_x) & (np.abs(along) < half_y)
-        height, width = hanging.pixels.shape[:2]
-        column = np.clip((across + half_x) * mapart.MAP_SIDE, 0, width - 1).astype(np.intp)
-        row = np.clip((along + half_y) * mapart.MAP_SIDE, 0, height - 1).astype(np.intp)
-        colour = hanging.pixels[row, column].astype(np.float32)
-        colour[on_rim & ~on_map] = (90, 64, 34)
-        colour *= self._light(points, self._map_ambient)
-        cover = on_rim.astype(np.float32)[..., None]
-        colour, cover = _halve(colour * cover), _halve(cover)
+        layer = Image.fromarray(hanging.framed())
+        # The frames' edge, seen from the side, is what their back shows beyond their front.
+        edge = Image.new("RGBA", layer.size, (*_FRAME_WOOD, 255))
+        scale = (layer.width / (right - left), layer.height / (bottom - top))
+        painted = _paste_plane(edge, camera, size, box, (left, top, 0.0), scale)
+        painted.alpha_composite(
+            _paste_plane(layer, camera, size, box, (left, top, _THICKNESS), scale)
+        )
+        # Transparent is black here, so the average over four samples is premultiplied.
+        small = np.asarray(painted.reduce(2), np.float32)
+        rays = camera.rays(size, box)
+        travel = (np.float32(_THICKNESS) - np.float32(camera.position[2])) / rays[..., 2]
+        light: Array | np.float32 = np.float32(min(self._map_ambient, 1.15))
+        if len(self._lamps):
+            points = camera.position.astype(np.float32) + rays * travel[..., None]
+            light = self._light(points, self._map_ambient)
         part = picture[box[1] : box[3], box[0] : box[2]]
-        front = depth[box[1] : box[3], box[0] : box[2]] + 1e-2 >= _halve(travel[..., None])[..., 0]
-        part[:] = np.where(front[..., None], part * (1 - cover) + colour, part)
+        nearest = depth[box[1] : box[3], box[0] : box[2]] + 0.1 >= travel
+        cover = small[..., 3:] / np.float32(255)
+        part[:] = np.where(nearest[..., None], part * (1 - cover) + small[..., :3] * light, part)
 
 
-def _halve(values: Array) -> Array:
-    """Average blocks of 2 x 2, (2h, 2w, c) to (h, w, c)."""
-    return (
-        values[0::2, 0::2] + values[1::2, 0::2] + values[0::2, 1::2] + values[1::2, 1::2]
-    ) * np.float32(0.25)
+def _paste_plane(
+    layer: Image.Image,
+    camera: Camera,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    corner: tuple[float, float, float],
+    scale: tuple[float, float],
+) -> Image.Image:
+    """See a picture that stands parallel to the wall, at twice the resolution.
+
+    Args:
+        layer: RGBA.
+        camera: From where.
+        size: Width and height of the whole picture.
+        box: The part of it that is wanted.
+        corner: Where the layer's upper left corner is, in blocks.
+        scale: The layer's pixels for each block, along both axes.
+
+    Returns:
+        RGBA of twice the box's size, transparent black around the layer.
+    """
+    width, height = (box[2] - box[0]) * 2, (box[3] - box[1]) * 2
+    # Along a ray the layer's plane is met where travel * ray.z closes the gap; both of its other
+    # coordinates are then ratios of functions that are linear in the pixel: a homography.
+    corners = camera.rays((size[0] * 2, size[1] * 2), (box[0] * 2, box[1] * 2, box[0] * 2 + 2,
+                                                       box[1] * 2 + 2)).astype(np.float64)  # fmt: skip
+    origin, by_x, by_y = corners[0, 0], corners[0, 1] - corners[0, 0], corners[1, 0] - corners[0, 0]
+    # Pillow counts pixels from their corners.
+    origin = origin - (by_x + by_y) / 2
+    gap = corner[2] - camera.position[2]
+    rows = []
+    for axis in (0, 1):
+        start = camera.position[axis] - corner[axis]
+        rows.append(
+            [scale[axis] * (gap * step[axis] + start * step[2]) for step in (by_x, by_y, origin)]
+        )
+    below = [by_x[2], by_y[2], origin[2]]
+    coefficients = [value / below[2] for value in (*rows[0], *rows[1], *below[:2])]
+    return layer.transform(
+        (width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.NEAREST
+    )
 
 
 def to_image(picture: Array) -> Image.Image:

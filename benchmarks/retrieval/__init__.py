@@ -1,0 +1,1 @@
+"""`mapseek bench retrieval`: does the right map come first?"""
