@@ -11,7 +11,7 @@ from bot.catchup import CatchUp
 from bot.history import Place, place_of
 from bot.ingest import Ingest
 from bot.preferences import Preferences
-from bot.progress import Progress
+from bot.progress import ProgressMessages
 from bot.queue import Queue
 from bot.replies import RefusalError, Said, answer
 from bot.visibility import readable_channels
@@ -46,7 +46,7 @@ class Index(commands.Cog):
         *,
         client: commands.InteractionBot,
         backfill: Backfill,
-        progress: Progress,
+        progress: ProgressMessages,
         queue: Queue,
         ingest: Ingest,
         preferences: Preferences,

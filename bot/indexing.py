@@ -18,7 +18,7 @@ from bot.pictures import Sighting
 from bot.positions import Positions
 from bot.preferences import Preferences
 from bot.privacy import Forget
-from bot.progress import Progress
+from bot.progress import ProgressMessages
 from bot.queue import Queue
 from bot.reposts import Reposts
 from inference.client import EmbeddingClient
@@ -79,7 +79,7 @@ class Indexing:
             forgotten=forgotten,
             preferences=preferences,
         )
-        self._progress = Progress(client=bot, backfill=self._backfill, jobs=jobs)
+        self._progress = ProgressMessages(client=bot, backfill=self._backfill, jobs=jobs)
         cogs = (
             Watch(
                 client=bot,
