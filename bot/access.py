@@ -23,6 +23,8 @@ Readable = (
     | disnake.ForumChannel
     | disnake.MediaChannel
 )
+# What may be named as a channel in a command.
+Channel = Readable | disnake.Thread
 Parent = disnake.TextChannel | disnake.ForumChannel | disnake.MediaChannel
 _SPOKEN_IN = (disnake.VoiceChannel, disnake.StageChannel)
 _OF_THREADS = (disnake.ForumChannel, disnake.MediaChannel)

@@ -114,8 +114,7 @@ class Backfill:
 
     def start(self, guild_id: str, places: list[Place]) -> None:
         """Asks for the history of channels and their threads, from this moment back."""
-        for place in places:
-            self._forgotten.readmit_channel(place.channel_id, guild_id=guild_id)
+        self._forgotten.readmit_channels((place.channel_id for place in places), guild_id=guild_id)
         self._jobs.clear_ended(guild_id)
         self._jobs.add(places, newest_id=now_id(), threads_listed=False, again=True)
         self._jobs.pause(guild_id, paused=False)

@@ -1,6 +1,6 @@
 """The commands that members use, and the buttons below the answers.
 
-Thin: what is found and said is decided in `bot.answers`, how it is delivered in `bot.replying`.
+Thin: what is found and said is decided in `bot.answers`, how it is delivered in `bot.delivery`.
 """
 
 import re
@@ -16,6 +16,7 @@ from disnake.interactions.application_command import (
 
 from bot.answers import Answers, Asker
 from bot.archive.port import ImageArchive
+from bot.delivery import Click, Delivery
 from bot.fetch import Fetcher
 from bot.hits import Checker
 from bot.ingest import Ingest
@@ -25,7 +26,6 @@ from bot.pictures import Sighting, in_message, in_option
 from bot.questions import Action, Press, is_ours, press_of
 from bot.queue import Queue
 from bot.replies import RefusalError
-from bot.replying import Click, Replying
 from bot.settings import BotSettings, UrlSearch
 from inference.client import EmbeddingClient
 
@@ -48,16 +48,16 @@ class Find(commands.Cog):
     Args:
         answers: Decides what is said.
         fetcher: Downloads the pictures that are asked about.
-        replying: Delivers it.
+        delivery: Delivers it.
         url_search: Where `/find url:` may lead.
     """
 
     def __init__(
-        self, *, answers: Answers, fetcher: Fetcher, replying: Replying, url_search: UrlSearch
+        self, *, answers: Answers, fetcher: Fetcher, delivery: Delivery, url_search: UrlSearch
     ) -> None:
         self._answers = answers
         self._fetcher = fetcher
-        self._replying = replying
+        self._delivery = delivery
         self._url_search = url_search
 
     @commands.message_command(name="Find similar map")
@@ -67,7 +67,7 @@ class Find(commands.Cog):
         async def make(asker: Asker) -> Reply:
             return await self._about(in_message(inter.target, guild=asker.guild), asker)
 
-        await self._replying.answer(inter, "message", make)
+        await self._delivery.answer(inter, "message", make)
 
     @commands.slash_command(name="find")
     async def find(
@@ -99,7 +99,7 @@ class Find(commands.Cog):
             return await self._answers.about_words(text or "", asker)
 
         kind = "image" if image else "url" if url else "text"
-        await self._replying.answer(inter, kind, make)
+        await self._delivery.answer(inter, kind, make)
 
     @commands.Cog.listener()
     async def on_message_interaction(self, click: Click) -> None:
@@ -108,19 +108,19 @@ class Find(commands.Cog):
             return
         press = press_of(click.data.custom_id)
         if press is None:
-            await self._replying.replace(click, "unknown", _refuse)
+            await self._delivery.replace(click, "unknown", _refuse)
             return
         match press.action:
             case Action.PICK:
-                await self._replying.replace(click, "pick", partial(self._pick, click, press))
+                await self._delivery.replace(click, "pick", partial(self._pick, click, press))
             case Action.PAGE:
                 turn = partial(self._answers.turn, press.token, press.page)
-                await self._replying.replace(click, "page", turn)
+                await self._delivery.replace(click, "page", turn)
             case Action.SHARE:
                 share = partial(self._answers.share, press.token, press.page)
-                await self._replying.share(click, share)
+                await self._delivery.share(click, share)
             case Action.REMOVE:
-                await self._replying.remove(click, partial(_check_removal, click, press))
+                await self._delivery.remove(click, partial(_check_removal, click, press))
 
     async def _pick(self, click: Click, press: Press, asker: Asker) -> Reply:
         chosen = next(iter(click.values or ()), "")
@@ -201,6 +201,6 @@ def make_find(
     return Find(
         answers=Answers(bot=bot, client=client, pages=pages, queue=queue),
         fetcher=fetcher,
-        replying=Replying(limits),
+        delivery=Delivery(limits),
         url_search=settings.url_search,
     )

@@ -5,6 +5,7 @@ kept, by ids alone, and everything that is to be indexed is checked against it.
 """
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import apsw
@@ -37,12 +38,12 @@ class Forgotten:
         """Keeps what was posted in a channel and its threads so far out."""
         self._keep("channel", channel_id, guild_id, now_id())
 
-    def readmit_channel(self, channel_id: str, *, guild_id: str) -> None:
-        """Lets a channel be indexed again from its beginning."""
+    def readmit_channels(self, channel_ids: Iterable[str], *, guild_id: str) -> None:
+        """Lets channels be indexed again from their beginning."""
         with self._db:
-            self._db.execute(
+            self._db.executemany(
                 "DELETE FROM forgotten WHERE kind = 'channel' AND id = ? AND guild_id = ?",
-                (channel_id, guild_id),
+                [(channel_id, guild_id) for channel_id in channel_ids],
             )
 
     def opt_out(self, user_id: str) -> None:

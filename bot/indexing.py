@@ -5,20 +5,21 @@ from collections.abc import Awaitable, Callable
 
 from disnake.ext import commands
 
-from bot.admin import Config, Counts, Index
 from bot.archive.port import ImageArchive
 from bot.backfill import Backfill
 from bot.catchup import CatchUp
+from bot.config_command import Config, Counts
 from bot.events import Watch
 from bot.fetch import Fetcher
 from bot.forgotten import Forgotten
+from bot.index_command import Index
 from bot.ingest import Ingest
 from bot.jobs import Jobs
 from bot.pictures import Sighting
 from bot.positions import Positions
 from bot.preferences import Preferences
-from bot.privacy import Forget
-from bot.progress import Progress
+from bot.privacy_command import Forget
+from bot.progress import ProgressMessages
 from bot.queue import Queue
 from bot.reposts import Reposts
 from inference.client import EmbeddingClient
@@ -79,7 +80,7 @@ class Indexing:
             forgotten=forgotten,
             preferences=preferences,
         )
-        self._progress = Progress(client=bot, backfill=self._backfill, jobs=jobs)
+        self._progress = ProgressMessages(client=bot, backfill=self._backfill, jobs=jobs)
         cogs = (
             Watch(
                 client=bot,

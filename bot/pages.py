@@ -18,6 +18,7 @@ MOST_PAGES = 20
 # How long a page looks further when what was found turned out to be deleted.
 _PATIENCE_S = 6.0
 _MOST_AT_ONCE = 12
+_MOST_POSTED_SINCE = 20
 # Drawing takes the memory of several pictures.
 _DRAWN_AT_ONCE = 2
 
@@ -105,7 +106,8 @@ class Pages:
             ArchiveError: The archive could not be searched.
         """
         shown = sum(len(keys) for keys in question.pages[: page + 1])
-        matches = await self._nearest(question, open_to_all, limit=max(1, shown))
+        # What was posted since may come before what was shown.
+        matches = await self._nearest(question, open_to_all, limit=shown + _MOST_POSTED_SINCE)
         hits = await self._checker.check(
             [match for match in matches if match.picture.key in question.pages[page]]
         )

@@ -16,7 +16,7 @@ _log = logging.getLogger("mapseek.bot")
 EVERY_S = 5.0
 
 
-class Progress:
+class ProgressMessages:
     """Keeps the messages up to date for as long as `run` runs.
 
     Args:

@@ -19,6 +19,12 @@ from inference.errors import EmbeddingError
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")
 
+Command = ApplicationCommandInteraction[commands.InteractionBot]
+Press = MessageInteraction[commands.InteractionBot]
+
+# Who is offered the commands of admins, unless the server's settings say otherwise.
+ADMINS = disnake.Permissions(manage_guild=True)
+
 STARTING = "The bot is still starting; try again in a moment."
 
 
@@ -40,8 +46,7 @@ class Said:
 
 
 async def answer(
-    inter: ApplicationCommandInteraction[commands.InteractionBot]
-    | MessageInteraction[commands.InteractionBot],
+    inter: Command | Press,
     make: Callable[[disnake.Guild], Awaitable[Said]],
 ) -> None:
     """Defers at once, then shows what `make` makes to the asker alone.

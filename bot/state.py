@@ -107,7 +107,8 @@ DROP TABLE deletions_1;
 DROP TABLE threads_1;
 """  # noqa: S608 (constants)
 
-# Every table that holds something about a guild.
+# Every table that holds something about a guild, but for what people want to be forgotten: the bot
+# may be invited again.
 OF_A_GUILD = (
     "threads",
     "positions",
@@ -115,7 +116,6 @@ OF_A_GUILD = (
     "runs",
     "guild_preferences",
     "channel_preferences",
-    "forgotten",
     "notices",
 )
 

@@ -43,6 +43,7 @@ class Backlog:
         self.refuse_pages = 0
         self.blank_pages = False
         self.sent: list[Json] = []
+        self.application_flags = 1 << 18
         self.can_resume = True
         self.sessions = 0
         self.resumes = 0

@@ -503,7 +503,7 @@ class Discord(Backlog):
                 "resume_gateway_url": f"ws://127.0.0.1:{self.port}/gateway",
                 "user": BOT_USER,
                 "guilds": unavailable,
-                "application": {"id": str(APPLICATION), "flags": 1 << 18},
+                "application": {"id": str(APPLICATION), "flags": self.application_flags},
             },
         )
         for guild in self.guilds.values() if self.introduces_guilds else ():

@@ -226,6 +226,14 @@ async def test_what_is_missing_is_named(bot: Bot, discord: Discord) -> None:
     assert discord.pages == []
 
 
+async def test_without_the_intent_nothing_is_begun(bot: Bot, discord: Discord) -> None:
+    discord.application_flags = 0
+    async with bot.running():
+        answer = await discord.use("index", "start", channel_id=10)
+    assert "must turn on **Message Content Intent** on the Bot page" in answer.content
+    assert discord.pages == []
+
+
 async def test_where_the_bot_may_not_write_the_progress_is_in_the_status(
     bot: Bot, discord: Discord
 ) -> None:

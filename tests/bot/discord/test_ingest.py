@@ -1,6 +1,7 @@
 """The work between queue and archive, step by step, on real files and real sockets."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,10 +12,12 @@ import pytest
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Selection
 from bot.fetch import Fetcher, FetchError
+from bot.forgotten import Forgotten
 from bot.ingest import Ingest, link_expired
 from bot.pictures import Sighting
 from bot.queue import Queue
 from inference.client import ClientSettings, EmbeddingClient
+from inference.logs import correlation_id
 from tests.bot.discord.conftest import map_art, until
 from tests.bot.discord.loopback import Discord
 from tests.bot.discord.toy import MODEL_ID, ToyServer
@@ -245,6 +248,43 @@ async def test_a_picture_that_cannot_be_had_is_tried_later_and_later_then_set_as
         assert waits == [5, 10, 20, 40, 80, 160, 320]
         (entry,) = queue.set_aside_list()
         assert entry.reason == "Discord gives no fresh link: 500."
+
+
+async def test_the_same_bytes_are_embedded_once_however_often_they_come(shop: Workshop) -> None:
+    async with shop.open() as (ingest, queue, archive):
+        ingest.add([shop.sighting(number, map_art(1)) for number in (1, 2, 3)])
+        async with working(ingest):
+            await until_worked_off(queue)
+            ingest.add([shop.sighting(4, map_art(1)), shop.sighting(5, map_art(2))])
+            await until_worked_off(queue)
+        assert sorted(await archive.keys()) == ["1", "2", "3", "4", "5"]
+    assert len(shop.server.lanes) == 2
+
+
+async def test_each_picture_has_an_id_of_its_own_in_the_logs(
+    shop: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = []
+
+    def note(record: logging.LogRecord) -> bool:
+        ids.append(correlation_id())
+        return True
+
+    wrong = [shop.sighting(number, b"hello") for number in (1, 2)]
+    logger = logging.getLogger("mapseek.bot")
+    monkeypatch.setattr(logger, "filters", [note])
+    async with shop.open() as (ingest, queue, _):
+        async with working(ingest):
+            ingest.add(wrong)
+            await until_worked_off(queue)
+    assert sorted(filter(None, ids)) == [f"{one.message_id}-{one.attachment_id}" for one in wrong]
+
+
+async def test_a_forgotten_post_is_not_even_written_down(shop: Workshop) -> None:
+    async with shop.open() as (ingest, queue, _):
+        Forgotten(queue.db).opt_out("42")
+        ingest.add([shop.sighting(1, map_art(1))])
+        assert queue.depth().waiting == 0
 
 
 async def test_a_link_that_died_early_is_renewed(shop: Workshop) -> None:

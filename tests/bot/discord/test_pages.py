@@ -353,3 +353,17 @@ async def test_what_could_not_be_shared_can_be_shared_again(bot: Bot, discord: D
     assert not shared.ephemeral
     assert shared.links == answer.links
     assert again.content == "This is shared already."
+
+
+async def test_what_was_posted_since_does_not_push_out_what_is_shared(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        await discord.post(10, map_art(2))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        for _ in range(3):
+            await discord.post(10, map_art(1))
+        await bot.settled(4)
+        shared = await press(discord, answer, "Share")
+    assert shared.links == answer.links

@@ -1,7 +1,9 @@
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import apsw
@@ -9,7 +11,7 @@ import pytest
 
 from bot.archive.port import PictureKey, Selection
 from bot.pictures import Sighting
-from bot.queue import Depth, KnownThread, Queue
+from bot.queue import Depth, KnownThread, Lane, Queue
 from bot.state import StateError
 
 
@@ -171,3 +173,115 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StateError, match="cannot be opened"):
         Queue(tmp_path / "sub" / "queue.db")
+
+
+def due(queue: Queue, limit: int) -> list[str]:
+    return [item.sighting.message_id for item in queue.due(now_s=99, limit=limit)]
+
+
+def test_new_posts_go_first_and_guilds_in_turn(path: Path) -> None:
+    with Queue(path) as queue:
+        queue.add(
+            [sighting(100 + number, guild_id="1") for number in range(40)],
+            now_s=0,
+            lane=Lane.BACKFILL,
+        )
+        queue.add([sighting(500, guild_id="3")], now_s=1, lane=Lane.BACKFILL)
+        queue.add([sighting(200 + number, guild_id="1") for number in range(3)], now_s=2)
+        queue.add([sighting(300, guild_id="2")], now_s=3)
+        assert due(queue, 8) == ["200", "300", "201", "202", "100", "500", "101", "102"]
+        # Nobody is done yet; whose turn was last, comes last.
+        assert due(queue, 2) == ["300", "200"]
+
+
+def test_a_flood_of_new_posts_leaves_an_eighth_to_old_ones(path: Path) -> None:
+    with Queue(path) as queue:
+        queue.add([sighting(number) for number in range(100, 140)], now_s=0)
+        queue.add([sighting(900), sighting(901), sighting(902)], now_s=0, lane=Lane.BACKFILL)
+        assert due(queue, 16)[-2:] == ["900", "901"]
+        assert len(due(queue, 16)) == 16
+
+
+def test_with_more_guilds_than_places_each_has_its_turn(path: Path) -> None:
+    with Queue(path) as queue:
+        for guild in range(10, 17):
+            queue.add([sighting(guild * 10 + n, guild_id=str(guild)) for n in (0, 1)], now_s=0)
+        served = []
+        for _ in range(7):
+            batch = queue.due(now_s=1, limit=2)
+            served += [item.sighting.guild_id for item in batch]
+            queue.done(item.sighting for item in batch)
+        assert sorted(served) == sorted([str(guild) for guild in range(10, 17)] * 2)
+        assert served[:7] == [str(guild) for guild in range(10, 17)]
+
+
+def test_what_is_indexed_waits_again_when_it_is_seen_again(path: Path) -> None:
+    with Queue(path) as queue:
+        queue.add([sighting(1)], now_s=0)
+        queue.done([sighting(1)])
+        assert queue.depth().waiting == 0
+        assert queue.known_in("2") == {1: {"1": False}}
+        queue.add([sighting(1)], now_s=5, lane=Lane.BACKFILL)
+        (item,) = queue.due(now_s=5, limit=9)
+        assert (item.lane, item.anew, item.attempts) == (Lane.BACKFILL, False, 0)
+        # A spoiler that was set meanwhile is not lost by what was under way.
+        queue.add([sighting(1, spoiler=True)], now_s=6)
+        queue.done([sighting(1)])
+        (item,) = queue.due(now_s=6, limit=9)
+        assert item.anew
+        queue.done([sighting(1, spoiler=True)])
+        assert queue.depth().waiting == 0
+
+
+def test_what_is_set_aside_is_listed_and_tried_again_by_guild(path: Path) -> None:
+    with Queue(path) as queue:
+        queue.add([sighting(1), sighting(2), sighting(3, guild_id="7")], now_s=0)
+        for number in (1, 2):
+            queue.set_aside(sighting(number).key, reason="Broken.")
+        queue.set_aside(sighting(3, guild_id="7").key, reason="Broken.")
+        assert queue.set_aside_count("1") == 2
+        assert len(queue.set_aside_list("1", limit=1, offset=1)) == 1
+        assert queue.retry_set_aside("1", now_s=4) == 2
+        assert queue.set_aside_count("1") == 0
+        assert queue.set_aside_count("7") == 1
+        assert sorted(due(queue, 9)) == ["1", "2"]
+
+
+def test_a_notice_is_given_once(path: Path) -> None:
+    with Queue(path) as queue:
+        assert queue.notice("1", "1")
+        assert not queue.notice("1", "1")
+    with Queue(path) as queue:
+        assert not queue.notice("1", "1")
+
+
+def test_a_file_of_the_first_format_is_brought_up_to_date(path: Path) -> None:
+    old = apsw.Connection(str(path))
+    old.execute("""
+        CREATE TABLE sightings (message_id TEXT NOT NULL, attachment_id TEXT NOT NULL,
+            guild_id TEXT NOT NULL, channel_id TEXT NOT NULL, user_id TEXT NOT NULL,
+            body TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_at_s REAL NOT NULL,
+            set_aside INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (message_id, attachment_id));
+        CREATE INDEX sightings_due ON sightings (due_at_s) WHERE NOT set_aside;
+        CREATE TABLE deletions (id INTEGER PRIMARY KEY, selection TEXT NOT NULL);
+        CREATE TABLE threads (channel_id TEXT PRIMARY KEY, guild_id TEXT NOT NULL,
+            parent_id TEXT NOT NULL, private INTEGER NOT NULL);
+        PRAGMA user_version = 1;
+    """)
+    for number, aside in ((1, 0), (2, 1)):
+        body = json.dumps(asdict(sighting(number, spoiler=number == 1)))
+        old.execute(
+            "INSERT INTO sightings VALUES (?, '1', '1', '2', '3', ?, 4, 50, ?, 'Because.')",
+            (str(number), body, aside),
+        )
+    old.execute('INSERT INTO deletions (selection) VALUES (\'{"user_id": "9"}\')')
+    old.execute("INSERT INTO threads VALUES ('5', '1', '2', 1)")
+    old.close()
+    with Queue(path) as queue:
+        (item,) = queue.due(now_s=50, limit=9)
+        assert (item.sighting, item.attempts) == (sighting(1, spoiler=True), 4)
+        (given_up,) = queue.set_aside_list("1")
+        assert (given_up.sighting, given_up.reason) == (sighting(2), "Because.")
+        assert [selection for _, selection in queue.deletions()] == [Selection(user_id="9")]
+        assert queue.threads("1") == [KnownThread(thread_id="5", parent_id="2", private=True)]

@@ -4,8 +4,6 @@ import re
 
 import disnake
 from disnake.ext import commands
-from disnake.interactions.application_command import ApplicationCommandInteraction
-from disnake.interactions.message import MessageInteraction
 
 from bot.archive.port import Selection
 from bot.backfill import Backfill
@@ -14,10 +12,7 @@ from bot.ingest import Ingest
 from bot.pictures import in_channel
 from bot.preferences import Preferences
 from bot.queue import Queue
-from bot.replies import RefusalError, Said, answer, is_admin
-
-Command = ApplicationCommandInteraction[commands.InteractionBot]
-Press = MessageInteraction[commands.InteractionBot]
+from bot.replies import Command, Press, RefusalError, Said, answer, is_admin
 
 _PREFIX = "mapseek:forget"
 _LINK = re.compile(

@@ -42,7 +42,7 @@ Make = Callable[[Asker], Awaitable[Reply]]
 Share = Callable[[Asker, Callable[[Reply], Awaitable[None]]], Awaitable[None]]
 
 
-class Replying:
+class Delivery:
     """Answers interactions.
 
     Args:

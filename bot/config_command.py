@@ -1,0 +1,147 @@
+"""`/config` and `/stats`: what is watched, where reposts are pointed out, what can be found."""
+
+import disnake
+from disnake.ext import commands
+
+from bot import access, admin_wording
+from bot.access import Channel
+from bot.archive.port import ImageArchive
+from bot.catchup import CatchUp
+from bot.preferences import Preferences
+from bot.queue import Queue
+from bot.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.visibility import readable_channels
+from inference.client import EmbeddingClient
+
+_MOST_CHANNELS = 10
+
+
+class Config(commands.Cog):
+    """`/config`: what is watched, and where reposts are pointed out."""
+
+    def __init__(
+        self, *, preferences: Preferences, catch_up: CatchUp, embedder: EmbeddingClient
+    ) -> None:
+        self._preferences = preferences
+        self._catch_up = catch_up
+        self._embedder = embedder
+
+    @commands.slash_command(name="config", default_member_permissions=ADMINS)
+    async def config(self, inter: Command) -> None:
+        """Choose which channels are watched and where reposts are pointed out."""
+
+    async def _show(self, inter: Command) -> None:
+        async def make(guild: disnake.Guild) -> Said:
+            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
+
+        await answer(inter, make)
+
+    @config.sub_command(name="show")
+    async def show(self, inter: Command) -> None:
+        """See what was chosen."""
+        await self._show(inter)
+
+    @config.sub_command(name="watch")
+    async def watch(
+        self,
+        inter: Command,
+        channel: Channel = commands.Param(description="A channel, with its threads."),  # noqa: B008 (disnake's way)
+        on: bool = commands.Param(description="Whether its new pictures are indexed."),  # noqa: FBT001
+    ) -> None:
+        """Watch a channel for new pictures, or no longer."""
+
+        async def make(guild: disnake.Guild) -> Said:
+            if on and (lack := access.missing_for_reading(channel)):
+                raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
+            self._preferences.watch(str(guild.id), str(channel.id), on=on)
+            self._catch_up.watch_from_now(guild)
+            kept = "" if on else "What is indexed stays: `/forget channel` removes it.\n"
+            return Said(content=kept + admin_wording.chosen(self._preferences.of(str(guild.id))))
+
+        await answer(inter, make)
+
+    @config.sub_command(name="everywhere")
+    async def everywhere(
+        self,
+        inter: Command,
+        on: bool = commands.Param(description="Whether channels are watched without being named."),  # noqa: FBT001
+    ) -> None:
+        """Watch every channel that the bot can read, or only those named by /config watch."""
+
+        async def make(guild: disnake.Guild) -> Said:
+            self._preferences.watch_all(str(guild.id), on=on)
+            self._catch_up.watch_from_now(guild)
+            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
+
+        await answer(inter, make)
+
+    @config.sub_command(name="bots")
+    async def bots(
+        self,
+        inter: Command,
+        on: bool = commands.Param(description="Whether their pictures are indexed."),  # noqa: FBT001
+    ) -> None:
+        """Index the posts of other bots and of webhooks, or leave them out."""
+
+        async def make(guild: disnake.Guild) -> Said:
+            self._preferences.take_bots(str(guild.id), on=on)
+            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
+
+        await answer(inter, make)
+
+    @config.sub_command(name="reposts")
+    async def reposts(
+        self,
+        inter: Command,
+        channel: Channel = commands.Param(description="A channel, with its threads."),  # noqa: B008 (disnake's way)
+        on: bool = commands.Param(description="Whether reposts there get a quiet reply."),  # noqa: FBT001
+    ) -> None:
+        """Reply to a map that was posted before with a link to the first post, or no longer."""
+
+        async def make(guild: disnake.Guild) -> Said:
+            if on:
+                if lack := access.missing_for_writing(channel):
+                    raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
+                model = await self._embedder.model()
+                if model.thresholds is None:
+                    raise RefusalError(
+                        "This cannot be turned on: for the model that is served "
+                        f"({model.name}), nobody has measured from which similarity on two "
+                        "pictures show the same map."
+                    )
+            self._preferences.point_out_reposts(str(guild.id), str(channel.id), on=on)
+            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
+
+        await answer(inter, make)
+
+
+class Counts(commands.Cog):
+    """`/stats`: what the archive holds of this server."""
+
+    def __init__(self, *, archive: ImageArchive, queue: Queue) -> None:
+        self._archive = archive
+        self._queue = queue
+
+    @commands.slash_command(name="stats")
+    async def stats(self, inter: Command) -> None:
+        """See how many pictures can be found, by channel."""
+
+        async def make(guild: disnake.Guild) -> Said:
+            guild_id = str(guild.id)
+            assert isinstance(inter.author, disnake.Member), "commands are used in guilds only"  # noqa: S101
+            readable = await readable_channels(
+                guild,
+                inter.author,
+                asked_in=inter.channel_id,
+                known_threads=self._queue.threads(guild_id),
+            )
+            counted = await self._archive.stats()
+            # Not even the number of pictures of a channel is told to those who cannot read it.
+            counts = {
+                channel_id: count
+                for (guild_of, channel_id), count in counted.by_channel.items()
+                if guild_of == guild_id and channel_id in readable
+            }
+            return Said(content=admin_wording.counts(counts, most=_MOST_CHANNELS))
+
+        await answer(inter, make)
