@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,13 @@ async def test_the_driver_is_set_up_for_a_bot() -> None:
 def test_each_trouble_has_its_sentence(code: int, reason: str, sentence: str) -> None:
     with pytest.raises(ArchiveError, match=sentence):
         raise trouble_of(code, reason).error()
+
+
+def test_the_sentences_that_the_docs_explain_are_the_ones_that_are_said() -> None:
+    root = Path(__file__).resolve().parents[4]
+    table = (root / "docs" / "atlas.md").read_text().partition("| what you read |")[2]
+    explained = re.findall(r"^\| \*(.+?)\*", table, re.MULTILINE)
+    assert len(explained) > 12
+    code = "".join(file.read_text() for file in sorted((root / "bot").rglob("*.py")))
+    said = re.sub(r'"\s*\n\s*f?"', "", code)
+    assert [sentence for sentence in explained if sentence not in said] == []
