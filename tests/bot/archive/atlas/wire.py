@@ -30,7 +30,7 @@ class Message:
 def receive(connection: socket.socket) -> Message | None:
     """The next message of a driver, None where the connection has ended.
 
-    None is compressed: SecantusDB does not agree to that.
+    Messages come as they are: SecantusDB agrees to no compression.
     """
     head = _exactly(connection, _HEADER.size)
     if head is None:
