@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pymongo
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import DeleteOne, IndexModel, UpdateOne
@@ -45,6 +46,10 @@ _LONGEST_PAUSE_S = 3.0
 
 _DUPLICATE_KEY = 11000
 _NAMESPACE_EXISTS = 48
+_INDEX_NOT_FOUND = 27
+
+# A build that is cut off begins anew, so it is given its time.
+_BUILD_S = 3600.0
 
 Write = UpdateOne | DeleteOne
 Document = dict[str, Any]
@@ -246,8 +251,13 @@ class Driver:
         await self._call(self._collection.drop)
 
     async def create_indexes(self, models: Sequence[IndexModel]) -> None:
-        """Makes b-tree indexes where they are missing."""
-        await self._call(lambda: self._collection.create_indexes(list(models)))
+        """Makes b-tree indexes where they are missing, however long a large collection takes."""
+
+        async def run() -> None:
+            with pymongo.timeout(_BUILD_S):
+                await self._collection.create_indexes(list(models))
+
+        await self._call(run)
 
     async def search_indexes(self) -> list[Document]:
         """The collection's search indexes, as `$listSearchIndexes` tells them."""
@@ -263,8 +273,16 @@ class Driver:
         await self._call(lambda: self._collection.update_search_index(name, definition))
 
     async def drop_search_index(self, name: str) -> None:
-        """Removes a search index."""
-        await self._call(lambda: self._collection.drop_search_index(name))
+        """Removes a search index, if it is there."""
+
+        async def run() -> None:
+            try:
+                await self._collection.drop_search_index(name)
+            except OperationFailure as error:
+                if error.code != _INDEX_NOT_FOUND:
+                    raise
+
+        await self._call(run)
 
     async def _call(self, run: Callable[[], Awaitable[_T]]) -> _T:
         if not self._open:

@@ -5,7 +5,6 @@ silence, so mapseek looks at the definitions before it asks.
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,9 +174,3 @@ def complaint(indexes: Sequence[SearchIndex], dimensions: int, prefix: str) -> s
         f"{beside} Run `mapseek archive init --dimensions {dimensions}`, which makes "
         f"{name_for(prefix, dimensions)}."
     )
-
-
-def similar_name(name: str, wanted: str) -> bool:
-    """Whether a name is likely the wanted one, misspelt."""
-    plain = [re.sub(r"[^a-z0-9]", "", one.lower()) for one in (name, wanted)]
-    return plain[0] == plain[1]

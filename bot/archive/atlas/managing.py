@@ -170,20 +170,8 @@ def _judge(health: Health, prefix: str) -> None:
         serving = indexes.choose(health.indexes, length, prefix)
         if serving is None:
             health.problems.append(indexes.complaint(health.indexes, length, prefix))
-        elif serving.legacy:
-            health.hints.append(
-                f"{serving.name} is a search index of the old kind (knnVector): it still answers, "
-                "but filters after the search, so that pictures in rarely used channels can be "
-                "missed. Run `mapseek archive migrate` to move to a vector search index."
-            )
-        elif serving.stale:
-            missing = ", ".join(sorted({*indexes.FILTERS} - serving.filters))
-            health.hints.append(
-                f"{serving.name} cannot filter by {missing}, so searches read more than they need: "
-                "run `mapseek archive init`."
-            )
         else:
-            _judge_name(health, serving, length, prefix)
+            _judge_serving(health, serving, length, prefix)
     if health.arrays and not health.unclaimed:
         health.hints.append(
             f"{health.arrays} documents hold their vectors as arrays, three times as large as they "
@@ -202,14 +190,31 @@ def _judge(health: Health, prefix: str) -> None:
             )
 
 
-def _judge_name(health: Health, serving: SearchIndex, length: int, prefix: str) -> None:
+def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: str) -> None:
     wanted = indexes.name_for(prefix, length)
-    if serving.name not in (wanted, prefix):
+    if serving.status == "STALE":
+        health.problems.append(
+            f"{serving.name} no longer follows the collection (STALE), so what was stored since is "
+            "not found: see the reason on the cluster's page; it is often a full disk."
+        )
+    elif serving.status not in ("READY", ""):
+        health.hints.append(f"{serving.name} answers, and a newer one is {serving.status}.")
+    if serving.legacy:
+        health.hints.append(
+            f"{serving.name} is a search index of the old kind (knnVector): it still answers, but "
+            "filters after the search, so that pictures in rarely used channels can be missed. Run "
+            "`mapseek archive migrate` to move to a vector search index."
+        )
+    elif serving.stale:
+        missing = ", ".join(sorted({*indexes.FILTERS} - serving.filters))
+        health.hints.append(
+            f"{serving.name} cannot filter by {missing}, so searches read more than they need: run "
+            "`mapseek archive init`."
+        )
+    elif serving.name not in (wanted, prefix):
         health.hints.append(
             f"There is no index {wanted}; {serving.name} fits and is used in its place."
         )
-    if serving.status not in ("READY", ""):
-        health.hints.append(f"{serving.name} answers, and a newer one is {serving.status}.")
 
 
 async def _length(driver: Driver, model_id: str) -> int:

@@ -26,14 +26,14 @@ from tests.bot.discord.loopback import Discord
 from tests.bot.discord.test_ingest import Workshop, working
 from tests.bot.discord.toy import ToyServer
 
-PICTURES = 40
+PICTURES = 24
 QUOTA = "you are over your space quota, using 513 MB of 512 MB"
 
 FAULTS: dict[str, list[dict[str, Any]]] = {
-    "connections break before the write": [{"command": "update", "times": 9, "drop": "before"}],
-    "connections break after the write": [{"command": "update", "times": 9, "drop": "after"}],
+    "connections break before the write": [{"command": "update", "times": 5, "drop": "before"}],
+    "connections break after the write": [{"command": "update", "times": 5, "drop": "after"}],
     "the primary steps down": [
-        {"command": name, "times": 4, "refusal": refusing(10107, "not primary", "NotPrimary")}
+        {"command": name, "times": 2, "refusal": refusing(10107, "not primary", "NotPrimary")}
         for name in ("update", "find", "createIndexes")
     ],
     "the cluster is full": [{"command": "update", "times": 2, "refusal": refusing(8000, QUOTA)}],
@@ -112,15 +112,33 @@ async def test_every_picture_is_there_once_after(
     # A short budget, so that some faults outlast it and the queue has to wait.
     settings = atlas.settings(database, atlas_retry_s=0.3)
     async with at_work(shop, tmp_path, settings) as (ingest, queue, archive):
-        ingest.add([shop.sighting(number, map_art(number)) for number in range(10)])
+        ingest.add([shop.sighting(number, map_art(number)) for number in range(4)])
         await worked_off(queue)
         for one in FAULTS[fault]:
             atlas.proxy.fail(**one)
-        ingest.add([shop.sighting(number, map_art(number)) for number in range(10, PICTURES)])
+        ingest.add([shop.sighting(number, map_art(number)) for number in range(4, PICTURES)])
         await worked_off(queue)
         assert queue.depth().set_aside == 0
         assert (await archive.stats()).pictures == PICTURES
     assert_exactly_once(atlas.server.uri, database, PICTURES)
+
+
+async def test_what_the_database_refuses_is_set_aside_and_stops_nothing(
+    shop: Workshop, atlas: Atlas, database: str, tmp_path: Path
+) -> None:
+    async with at_work(shop, tmp_path, atlas.settings(database)) as (ingest, queue, _):
+        ingest.add([shop.sighting(0, map_art(0))])
+        await worked_off(queue)
+        with atlas.collection(database) as collection:
+            rule = {"discord_message_id": {"$ne": "5"}}
+            collection.database.command("collMod", "images", validator=rule)
+        ingest.add([shop.sighting(number, map_art(number)) for number in range(1, 9)])
+        await worked_off(queue)
+        (aside,) = queue.set_aside_list()
+        assert aside.sighting.message_id == "5"
+        assert "The archive refuses it" in aside.reason
+    with atlas.collection(database) as collection:
+        assert collection.count_documents({}) == 8
 
 
 @pytest.fixture
@@ -149,9 +167,9 @@ async def test_a_server_that_dies_under_load_and_comes_back(
         _env_file=None,  # type: ignore[call-arg]
     )
     async with at_work(shop, tmp_path, settings) as (ingest, queue, archive):
-        for start in range(0, PICTURES, 10):
+        for start in range(0, PICTURES, 8):
             ingest.add(
-                [shop.sighting(number, map_art(number)) for number in range(start, start + 10)]
+                [shop.sighting(number, map_art(number)) for number in range(start, start + 8)]
             )
             proxy.calm()
             # In the middle of whatever it does for these.

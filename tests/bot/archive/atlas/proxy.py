@@ -62,6 +62,7 @@ class AtlasProxy:
         self.building = False
         self.searching = True
         self.commands: list[Document] = []
+        self.compressed = 0  # so many messages came that way
         self._seen: dict[str, list[Document]] | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -72,6 +73,12 @@ class AtlasProxy:
         # Polled, since a primary that only pretends to step down tells its watchers nothing new.
         monitoring = "serverMonitoringMode=poll&heartbeatFrequencyMS=500"
         return f"mongodb://127.0.0.1:{self.port}/?directConnection=true&{monitoring}"
+
+    @property
+    def connected(self) -> int:
+        """How many connections there are, to drivers and to the server."""
+        with self._lock:
+            return len(self._connections)
 
     def freeze(self) -> None:
         """From now on the search indexes learn nothing new."""
@@ -187,6 +194,7 @@ class AtlasProxy:
     def _talk(self, driver: socket.socket, server: socket.socket) -> None:
         while (message := wire.receive(driver)) is not None and not self._stopping:
             command = message.command
+            self.compressed += message.compressed
             if command is None:
                 server.sendall(message.raw)
                 continue

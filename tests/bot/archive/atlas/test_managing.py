@@ -160,6 +160,10 @@ async def test_status_tells_what_atlas_keeps_silent_about(
     assert health["models"] == [{"id": MODEL, "entries": 5, "dimensions": 2}]
     assert "mapseek_3 indexes vectors of 3 numbers, and there are none" in health["hints"][0]
     index = indexes_of(atlas, database)["mapseek_2"]
+    index.update(status="STALE")
+    code, health = await asyncio.to_thread(status)
+    assert code == 1
+    assert "no longer follows" in health["problems"][0]
     index.update(status="FAILED", queryable=False)
     code, health = await asyncio.to_thread(status)
     assert code == 1

@@ -27,6 +27,7 @@ class Message:
     raw: bytes
     request_id: int
     command: dict[str, Any] | None
+    compressed: bool
 
 
 def receive(connection: socket.socket) -> Message | None:
@@ -39,12 +40,16 @@ def receive(connection: socket.socket) -> Message | None:
     if body is None:
         return None
     raw = head + body
-    if opcode == _COMPRESSED:
+    compressed = opcode == _COMPRESSED
+    if compressed:
         opcode, _, kind = struct.unpack_from("<iiB", body)
         assert kind == _ZLIB, "nothing else was agreed on"
         body = zlib.decompress(body[9:])
     return Message(
-        raw=raw, request_id=request_id, command=_command(body) if opcode == _MSG else None
+        raw=raw,
+        request_id=request_id,
+        command=_command(body) if opcode == _MSG else None,
+        compressed=compressed,
     )
 
 
