@@ -46,6 +46,7 @@ class Recent:
 
     def stored(self, entries: Iterable[Entry]) -> None:
         """Takes what was stored just now."""
+        self._expire()
         until_s = self._clock() + self._keep_s
         for entry in entries:
             self._entries[entry.key] = _Kept(until_s=until_s, entry=entry)
@@ -55,6 +56,7 @@ class Recent:
 
     def deleted(self, selection: Selection, count: int) -> None:
         """Forgets what was deleted just now; so many documents went."""
+        self._expire()
         for key in [key for key, kept in self._entries.items() if _fits(selection, kept.entry)]:
             del self._entries[key]
         self._deleted.append((self._clock() + self._keep_s, count))
