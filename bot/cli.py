@@ -8,6 +8,7 @@ extra stops only the command that needs it.
 
 import io
 import sys
+from datetime import UTC, datetime, time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +107,7 @@ _MODELS = "Models"
 _TRYING = "Trying and measuring"
 
 _SHEET = Path("mapseek-find.png")
+_DATES = ["%Y-%m-%d"]
 
 ArchiveOption = Annotated[
     Path | None,
@@ -334,6 +336,18 @@ def find(
         list[str] | None,
         typer.Option(metavar="ID", help="Only pictures of this channel; may be repeated."),
     ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="DATE", formats=_DATES, help="Only pictures posted on this day (UTC) or later."
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="DATE", formats=_DATES, help="Only pictures posted on this day or earlier."
+        ),
+    ] = None,
     spoilers: Annotated[
         bool, typer.Option("--spoilers/--no-spoilers", help="Whether spoilers may be found.")
     ] = True,
@@ -353,6 +367,7 @@ def find(
 
     [dim]mapseek find screenshot.png[/]
     [dim]mapseek find screenshot.png --limit 10 --channel 123456[/]
+    [dim]mapseek find screenshot.png --since 2024-01-01 --until 2024-06-30[/]
     [dim]mapseek find --text "a red dragon"[/]
 
     Prints the matches, best first, and draws them beside the query into a PNG.
@@ -372,6 +387,8 @@ def find(
                 guild_id=guild,
                 channel_ids=frozenset(channel) if channel else None,
                 include_spoilers=spoilers,
+                posted_from=since and since.replace(tzinfo=UTC),
+                posted_before=until and datetime.combine(until, time.max, UTC),
             ),
             sheet=sheet or (None if as_json else _SHEET),
             as_json=as_json,

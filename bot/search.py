@@ -1,6 +1,7 @@
 """Finding a picture: the use case behind `mapseek find` and the bot's commands."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from opentelemetry import trace
@@ -29,6 +30,8 @@ class Scope:
         channel_ids: Only these channels; None for all, empty for none.
         include_spoilers: Whether spoilered pictures may be found.
         exclude_message_id: Leaves this message out (the one that is asked about).
+        posted_from: Only pictures posted at this moment or later, timezone-aware.
+        posted_before: Only pictures posted before this moment, timezone-aware.
     """
 
     limit: int = 3
@@ -36,6 +39,8 @@ class Scope:
     channel_ids: frozenset[str] | None = None
     include_spoilers: bool = True
     exclude_message_id: str | None = None
+    posted_from: datetime | None = None
+    posted_before: datetime | None = None
 
 
 EVERYWHERE = Scope()
@@ -104,5 +109,7 @@ async def _nearest(archive: ImageArchive, asked: Embedded, scope: Scope) -> list
             channel_ids=scope.channel_ids,
             include_spoilers=scope.include_spoilers,
             exclude_message_id=scope.exclude_message_id,
+            posted_from=scope.posted_from,
+            posted_before=scope.posted_before,
         )
     )

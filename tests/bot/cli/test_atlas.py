@@ -34,6 +34,9 @@ def test_from_nothing_to_a_find(process: ToyProcess, tmp_path: Path, database: s
     assert found.returncode == 0, found
     best = json.loads(found.stdout)["matches"][0]
     assert best["score"] == pytest.approx(1, abs=1e-5)
+    day = best["posted_at"][:10]
+    assert run("find", asked, "--json", "--since", day, "--until", day).returncode == 0
+    assert_fails(run("find", asked, "--since", "2999-12-31"), 1, "no picture in that part")
     assert not (tmp_path / "mapseek.db").exists()
 
 

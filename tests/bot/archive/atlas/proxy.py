@@ -62,7 +62,6 @@ class AtlasProxy:
         self.building = False
         self.searching = True
         self.commands: list[Document] = []
-        self.compressed = 0  # so many messages came that way
         self._seen: dict[str, list[Document]] | None = None
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -194,7 +193,6 @@ class AtlasProxy:
     def _talk(self, driver: socket.socket, server: socket.socket) -> None:
         while (message := wire.receive(driver)) is not None and not self._stopping:
             command = message.command
-            self.compressed += message.compressed
             if command is None:
                 server.sendall(message.raw)
                 continue

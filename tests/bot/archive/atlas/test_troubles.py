@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,6 @@ async def test_a_closed_archive_has_no_connections_left(atlas: Atlas, database: 
     async with opened(atlas.settings(database)) as archive:
         await asyncio.gather(*(archive.stats() for _ in range(5)))
         assert atlas.proxy.connected > 1
-        assert atlas.proxy.compressed > 0
     async with asyncio.timeout(30):
         while atlas.proxy.connected:  # noqa: ASYNC110 (they end in threads)
             await asyncio.sleep(0.01)
@@ -231,6 +231,8 @@ async def test_the_driver_is_set_up_for_a_bot() -> None:
     assert options.pool_options.appname == "mapseek"
     assert options.server_selection_timeout == 3
     assert options.timeout == 3
+    compression = options.pool_options._PoolOptions__compression_settings
+    assert compression.compressors == ["zlib"]
     await driver.close()
 
 
@@ -264,3 +266,13 @@ async def test_the_driver_is_set_up_for_a_bot() -> None:
 def test_each_trouble_has_its_sentence(code: int, reason: str, sentence: str) -> None:
     with pytest.raises(ArchiveError, match=sentence):
         raise trouble_of(code, reason).error()
+
+
+def test_the_sentences_that_the_docs_explain_are_the_ones_that_are_said() -> None:
+    root = Path(__file__).resolve().parents[4]
+    table = (root / "docs" / "atlas.md").read_text().partition("| what you read |")[2]
+    explained = re.findall(r"^\| \*(.+?)\*", table, re.MULTILINE)
+    assert len(explained) > 12
+    code = "".join(file.read_text() for file in sorted((root / "bot").rglob("*.py")))
+    said = re.sub(r'"\s*\n\s*f?"', "", code)
+    assert [sentence for sentence in explained if sentence not in said] == []

@@ -5,7 +5,6 @@ https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/
 
 import socket
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ import bson
 from bson.codec_options import CodecOptions
 
 _HEADER = struct.Struct("<iiii")
-_COMPRESSED, _MSG = 2012, 2013
-_ZLIB = 2
+_MSG = 2013
 _CHECKSUM, _MORE_TO_COME = 1, 2
 
 _OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
@@ -27,11 +25,13 @@ class Message:
     raw: bytes
     request_id: int
     command: dict[str, Any] | None
-    compressed: bool
 
 
 def receive(connection: socket.socket) -> Message | None:
-    """The next message of a driver; None where the connection has ended."""
+    """The next message of a driver, None where the connection has ended.
+
+    Messages come as they are: SecantusDB agrees to no compression.
+    """
     head = _exactly(connection, _HEADER.size)
     if head is None:
         return None
@@ -40,16 +40,10 @@ def receive(connection: socket.socket) -> Message | None:
     if body is None:
         return None
     raw = head + body
-    compressed = opcode == _COMPRESSED
-    if compressed:
-        opcode, _, kind = struct.unpack_from("<iiB", body)
-        assert kind == _ZLIB, "nothing else was agreed on"
-        body = zlib.decompress(body[9:])
     return Message(
         raw=raw,
         request_id=request_id,
         command=_command(body) if opcode == _MSG else None,
-        compressed=compressed,
     )
 
 
