@@ -153,7 +153,7 @@ def refresh(connection: apsw.Connection) -> None:
 
 
 def make(connection: apsw.Connection, space: Space) -> None:
-    """Gives a space its codes. Reads all of its vectors: some seconds for a million."""
+    """Gives a space its codes. Reads all of its vectors."""
     sample = rows(connection, f"SELECT embedding FROM {vectors(space.id)} LIMIT ?", (_SAMPLE,))
     total = np.zeros(space.dimensions, np.float64)
     for (blob,) in sample:
