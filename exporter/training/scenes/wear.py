@@ -13,7 +13,7 @@ from exporter.training.scenes.camera import Array
 def cast_shadow(rng: np.random.Generator, picture: Array) -> Array:
     """The sharp shadow of something outside the picture, as shaders draw it in sunlight."""
     height, width = picture.shape[:2]
-    y, x = np.ogrid[0:1 : height * 1j, 0:1 : width * 1j]
+    y, x = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     turn = rng.uniform(0, 2 * math.pi)
     along = (x - rng.uniform(0.25, 0.75)) * math.cos(turn) + (y - 0.5) * math.sin(turn)
     lit = along > 0
