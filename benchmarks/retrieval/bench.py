@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,14 @@ from benchmarks.retrieval.embedders import (
 from benchmarks.retrieval.pictures import GALLERY, Map, draw_set, fingerprint
 from benchmarks.retrieval.plots import plot_recall, plot_similarities
 from benchmarks.retrieval.report import Run
-from benchmarks.retrieval.scores import Answers, Ranking, calibrate, rank, recall
+from benchmarks.retrieval.scores import (
+    Answers,
+    Ranking,
+    calibrate,
+    mean_reciprocal_rank,
+    rank,
+    recall,
+)
 from benchmarks.retrieval.sheets import Case, draw_sheet, write_sheets
 from exporter.training.scenes import Kind
 from inference.artifact import Artifact, Thresholds, replace_manifest
@@ -273,15 +280,14 @@ def _tables(bench: _Bench, first: Run, answers: Answers, found: Thresholds | Non
 
 
 def _data(run: Run) -> dict[str, object]:
-    def figures(rankings: object) -> list[dict[str, object]]:
-        assert isinstance(rankings, dict)  # noqa: S101  for the type checker
+    def figures(rankings: Mapping[tuple[str, str], Ranking]) -> list[dict[str, object]]:
         return [
             {
                 "archive": archive,
                 "query": query,
                 "queries": len(ranking.rank),
                 **{f"recall@{within}": recall(ranking.rank, within) for within in (1, 3, 10)},
-                "mrr": tables.mean_reciprocal_rank(ranking.rank),
+                "mrr": mean_reciprocal_rank(ranking.rank),
             }
             for (archive, query), ranking in rankings.items()
         ]
