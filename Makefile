@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-exporter proto proto-check samples replies clean
+.PHONY: help demo test check format test-exporter proto proto-check retrieval-art samples replies clean
 
 help: ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ proto-check: $(VENV)/.dev
 	for file in $$(cd "$$out" && find . -type f); do \
 	  cmp "$$out/$$file" "proto/$$file" || { echo "stubs differ from the proto: run make proto"; exit 1; }; \
 	done
+
+retrieval-art: $(VENV)/.run ## Builds the folder of artwork that `mapseek bench retrieval` draws from (Debian, 1 GB)
+	$(BIN)/python -m benchmarks.retrieval.fetch_art results/retrieval-art
 
 samples: $(VENV)/.dev ## Draws the sample archive of the demo anew
 	$(BIN)/python -m benchmarks.sample_archive

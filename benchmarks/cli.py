@@ -303,9 +303,7 @@ def retrieval(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for plots and sheets of failures.")
     ] = Path("results/retrieval"),
-    workers: Annotated[
-        int, typer.Option(min=0, help="Drawing processes. 0: one per core.")
-    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Drawing processes. 0: one per core.")] = 0,
     provider: Provider = "auto",
     json: Json = None,
 ) -> None:

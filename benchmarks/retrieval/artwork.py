@@ -31,6 +31,7 @@ _THUMBNAIL = 16
 _SAME_BELOW = 14.0
 _FRAME_BELOW = 34.0
 _GROUND = 110
+_LEAST_ALPHA = 24
 # Decoded at most this large: the largest wall of maps is 384 pixels wide.
 _DECODED = 768
 
@@ -178,7 +179,7 @@ def load(folder: Path, name: str, ground: tuple[int, ...]) -> Image.Image:
             picture.thumbnail((_DECODED, _DECODED), reducing_gap=2.0)
             return picture
         transparent = opened.convert("RGBA")
-    box = transparent.getchannel("A").point(lambda alpha: 255 * (alpha > 24)).getbbox()
+    box = transparent.getchannel("A").point(lambda alpha: 255 * (alpha > _LEAST_ALPHA)).getbbox()
     if box is None:
         raise OSError("it is transparent")
     transparent = transparent.crop(box)

@@ -1,9 +1,8 @@
 """`mapseek bench retrieval`: draws the set, embeds it, ranks, and tells what was found."""
 
-import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +28,14 @@ from benchmarks.retrieval.embedders import (
 from benchmarks.retrieval.pictures import GALLERY, Map, draw_set, fingerprint
 from benchmarks.retrieval.plots import plot_recall, plot_similarities
 from benchmarks.retrieval.report import Run
-from benchmarks.retrieval.scores import Answers, Ranking, calibrate, rank, recall
+from benchmarks.retrieval.scores import (
+    Answers,
+    Ranking,
+    calibrate,
+    mean_reciprocal_rank,
+    rank,
+    recall,
+)
 from benchmarks.retrieval.sheets import Case, draw_sheet, write_sheets
 from exporter.training.scenes import Kind
 from inference.artifact import Artifact, Thresholds, replace_manifest
@@ -115,7 +121,7 @@ class _Bench:
                     full = np.concatenate([known, others[archive]])
                     crowded[archive, query] = rank(vectors, full)
         files = [one.files[query] for one in self.maps[:_TIMED] for query in tables.QUERIES]
-        self._say(f"timing {named}")(0)
+        self.say(f"timing {named}")(0)
         latency = Latency.of(latency_s(embedder, files, VIEWS[views]))
         self.runs.append(
             Run(name=named, rankings=rankings, crowded=crowded, latency_ms=latency.p50_ms)
@@ -125,22 +131,23 @@ class _Bench:
         if views == "full":
             return self._embed(embedder, query)[:, None]
         files = [one.files[query] for one in self.maps]
-        say = self._say(f"{embedder.name}: {query} queries, {views}")
+        say = self.say(f"{embedder.name}: {query} queries, {views}")
         return embed_views(embedder, files, VIEWS[views], say)
 
     def _embed(self, embedder: Embedder, kind: str) -> Vectors:
         files = [one.files[kind] for one in self.maps]
         cache = self.folder / "vectors" / _file_name(embedder.name) / f"{kind}.npy"
-        return embed_files(embedder, files, cache, self._say(f"{embedder.name}: {kind}"))
+        return embed_files(embedder, files, cache, self.say(f"{embedder.name}: {kind}"))
 
     def _embed_distractors(
         self, embedder: Embedder, archive: str, files: Sequence[Path]
     ) -> Vectors:
         cache = files[0].parents[1] / "vectors" / _file_name(embedder.name) / f"{archive}.npy"
-        say = self._say(f"{embedder.name}: distractors for {archive}")
+        say = self.say(f"{embedder.name}: distractors for {archive}")
         return embed_files(embedder, files, cache, say)
 
-    def _say(self, what: str) -> Callable[[float], None]:
+    def say(self, what: str) -> Callable[[float], None]:
+        """Progress of one step."""
         return lambda share: self.progress(what, share)
 
 
@@ -185,7 +192,7 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
             raise
     first = bench.runs[0]
     options.out.mkdir(parents=True, exist_ok=True)
-    answers = _answers(first, maps, lambda one: True)
+    answers = _answers(first, maps)
     found = _calibrated(bench, first) if options.calibrate and complete else None
     _draw(bench, first, answers, found)
     return Report(
@@ -214,9 +221,7 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
 
 
 def _embedders(options: RetrievalOptions) -> list[Embedder]:
-    embedders: list[Embedder] = [
-        LocalModel(folder, options.provider) for folder in options.models
-    ]
+    embedders: list[Embedder] = [LocalModel(folder, options.provider) for folder in options.models]
     if options.server is not None:
         embedders.append(ServedModel(options.server))
     if options.baseline:
@@ -235,9 +240,9 @@ def _file_name(model: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "@.-_" else "_" for letter in model)
 
 
-def _answers(run: Run, maps: Sequence[Map], wanted: Callable[[Map], bool]) -> Answers:
-    """First answers among posts, of good and poor queries alike."""
-    chosen = np.array([wanted(one) for one in maps])
+def _answers(run: Run, maps: Sequence[Map], parity: int | None = None) -> Answers:
+    """First answers among posts, of good and poor queries alike; of every second group only."""
+    chosen = np.array([parity is None or one.group % 2 == parity for one in maps])
     rankings = run.crowded or run.rankings
     return Answers.of([rankings["posts", query].of(chosen) for query in tables.QUERIES])
 
@@ -246,8 +251,8 @@ def _calibrated(bench: _Bench, run: Run) -> Thresholds:
     """Choose thresholds on one half of the groups, measure on the other, and write the manifest."""
     options = bench.options
     found = calibrate(
-        _answers(run, bench.maps, lambda one: one.group % 2 == 0),
-        _answers(run, bench.maps, lambda one: one.group % 2 == 1),
+        _answers(run, bench.maps, 0),
+        _answers(run, bench.maps, 1),
         archive=len(bench.maps) + options.distractors,
         queries=len(tables.QUERIES) * sum(one.group % 2 for one in bench.maps),
         half=options.half,
@@ -262,9 +267,7 @@ def _calibrated(bench: _Bench, run: Run) -> Thresholds:
     return found
 
 
-def _tables(
-    bench: _Bench, first: Run, answers: Answers, found: Thresholds | None
-) -> list[Table]:
+def _tables(bench: _Bench, first: Run, answers: Answers, found: Thresholds | None) -> list[Table]:
     shown = [tables.comparison(bench.runs, len(bench.maps))]
     if bench.options.distractors:
         shown.append(tables.crowd(bench.runs, bench.options.distractors))
@@ -277,15 +280,14 @@ def _tables(
 
 
 def _data(run: Run) -> dict[str, object]:
-    def figures(rankings: object) -> list[dict[str, object]]:
-        assert isinstance(rankings, dict)  # noqa: S101  for the type checker
+    def figures(rankings: Mapping[tuple[str, str], Ranking]) -> list[dict[str, object]]:
         return [
             {
                 "archive": archive,
                 "query": query,
                 "queries": len(ranking.rank),
                 **{f"recall@{within}": recall(ranking.rank, within) for within in (1, 3, 10)},
-                "mrr": tables.mean_reciprocal_rank(ranking.rank),
+                "mrr": mean_reciprocal_rank(ranking.rank),
             }
             for (archive, query), ranking in rankings.items()
         ]
@@ -318,7 +320,7 @@ def _draw(bench: _Bench, run: Run, answers: Answers, found: Thresholds | None) -
         missed = np.flatnonzero(ranking.rank > 1)
         surest = missed[np.argsort(ranking.own[missed] - ranking.rival[missed])]
         cases = [_case(bench, ranking, query, int(index)) for index in surest]
-        say = bench._say(f"drawing the {query} failures")
+        say = bench.say(f"drawing the {query} failures")
         write_sheets(cases[: bench.options.failures], out / "failures", query, say)
         if query is Kind.POOR:
             rng = np.random.default_rng(bench.options.seed)

@@ -20,10 +20,16 @@ from exporter.training import mapart
 from inference.errors import StartupError
 
 _SHAPES = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (3, 1))
+_ONE_MAP = 0.5
+# Of the groups; groups have three members on average, so less than half of the maps are alone.
+_ALONE = 0.7
 _GROUPS = (2, 4)
+_PIXEL_ART = 96
 # Two windows whose sides are at most this, in opposite corners, share at most a fifth of either.
 _CROP_SIDES = (0.42, 0.62)
-_LEAST_DEVIATION = 12.0
+# Of a picture and of a crop, in levels of the channel that varies most; below, it shows nothing.
+_LEAST_DEVIATION = 18.0
+_LEAST_CROP_DEVIATION = 26.0
 
 
 class Relation(StrEnum):
@@ -70,7 +76,7 @@ def plan(pieces: Sequence[Piece], half: Half, count: int, seed: int) -> list[Bui
     builds: list[Build] = []
     relations = (Relation.CROP, Relation.RECOLOUR, Relation.SERIES)
     while len(builds) < count:
-        alone = rng.random() < 0.7
+        alone = rng.random() < _ALONE
         relation = Relation.ALONE if alone else relations[int(rng.integers(len(relations)))]
         members = 1 if alone else int(rng.integers(*_GROUPS, endpoint=True))
         needed = members if relation is Relation.SERIES else 1
@@ -129,9 +135,9 @@ def _load(folder: Path, piece: Piece, ground: tuple[int, ...]) -> Image.Image:
     """Read a piece over a ground that it stands out from."""
     grounds = (ground, (255, 255, 255), (20, 20, 20))
     pictures = [artwork.load(folder, piece.path, ground)]
-    while not _shows_something(pictures[-1]) and len(pictures) < len(grounds):
+    while _deviation(pictures[-1]) < _LEAST_DEVIATION and len(pictures) < len(grounds):
         pictures.append(artwork.load(folder, piece.path, grounds[len(pictures)]))
-    return max(pictures, key=_deviation) if len(pictures) > 1 else pictures[0]
+    return max(pictures, key=_deviation)
 
 
 def _deviation(picture: Image.Image) -> float:
@@ -139,19 +145,19 @@ def _deviation(picture: Image.Image) -> float:
     return float(np.asarray(small, np.float32).std(axis=(0, 1)).max())
 
 
-def _shows_something(picture: Image.Image) -> bool:
-    return _deviation(picture) >= _LEAST_DEVIATION
-
-
 def _ground(rng: np.random.Generator) -> tuple[int, ...]:
     """What shows through transparent places: white, black, or any colour."""
-    grounds = [(255, 255, 255), (20, 20, 20), tuple(int(value) for value in rng.integers(0, 256, 3))]
+    grounds = [
+        (255, 255, 255),
+        (20, 20, 20),
+        tuple(int(value) for value in rng.integers(0, 256, 3)),
+    ]
     return grounds[int(rng.choice(3, p=(0.3, 0.15, 0.55)))]
 
 
 def _shape(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
     """Columns and rows that suit a picture: half of all walls are one map."""
-    if rng.random() < 0.5:
+    if rng.random() < _ONE_MAP:
         return (1, 1)
     wanted = np.log(size[0] / size[1])
     misfit = np.array([abs(np.log(columns / rows) - wanted) for columns, rows in _SHAPES])
@@ -161,7 +167,7 @@ def _shape(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
 
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Fill a wall with a picture, cutting off what is over; small pixel art stays crisp."""
-    crisp = max(picture.size) <= 96
+    crisp = max(picture.size) <= _PIXEL_ART
     method = Image.Resampling.NEAREST if crisp else Image.Resampling.LANCZOS
     return ImageOps.fit(picture, size, method)
 
@@ -174,7 +180,7 @@ def _crop(rng: np.random.Generator, picture: Image.Image, member: int) -> Image.
         left = rng.uniform(0, 0.25) * room_x if member % 2 == 0 else rng.uniform(0.75, 1) * room_x
         top = rng.uniform(0, 0.25) * room_y if member in {0, 3} else rng.uniform(0.75, 1) * room_y
         window = picture.crop((round(left), round(top), round(left + wide), round(top + tall)))
-        if _shows_something(window):
+        if _deviation(window) >= _LEAST_CROP_DEVIATION:
             return window
     # Nothing but sky there. The members' windows differ by their sides at least.
     side = 1 - 0.1 * member
@@ -185,7 +191,7 @@ def _recolour(picture: Image.Image, member: int, shared: np.random.Generator) ->
     """Give each member other colours; the first keeps its own."""
     if member == 0:
         return picture
-    if member == 3:
+    if member == _GROUPS[1] - 1:
         return ImageOps.invert(picture)
     hue, saturation, value = picture.convert("HSV").split()
     turn = int(shared.integers(60, 100)) * member

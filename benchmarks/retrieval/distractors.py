@@ -1,4 +1,4 @@
-"""Maps that nobody asks for: procedural art and its variations, drawn once, for the archive only."""
+"""Maps that nobody asks for: procedural art, drawn once, for the archive only."""
 
 import io
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What is compared: models in this process, a running server's model, and a perceptual hash.
 
-All give unit vectors, so that one dot product ranks them: a hash's bits become signs, and the cosine
-of two hashes falls with their Hamming distance.
+All give unit vectors, so that one dot product ranks them: a hash's bits become signs, and the
+cosine of two hashes falls with their Hamming distance.
 """
 
 import asyncio

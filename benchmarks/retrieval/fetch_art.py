@@ -1,4 +1,6 @@
-"""Builds a folder of artwork from Debian packages: ``python -m benchmarks.retrieval.fetch_art DIR``.
+"""Builds a folder of artwork: ``python -m benchmarks.retrieval.fetch_art DIR``.
+
+The pictures are those of some of Debian's packages.
 
 Needs apt and dpkg-deb (``apt-get update`` first). Every picture is free to use under the licence in
 its package's copyright file; they are read here to be searched for, and are never shipped. None of
@@ -54,7 +56,7 @@ class Source:
 
 
 _CAMPAIGN = frozenset({"portraits", "story", "maps", "units", "items"})
-_WESNOTH = "GPL-2+, CC-BY-SA-4.0"
+_WESNOTH = "GPL-2+"
 
 SOURCES = (
     Source(
@@ -63,11 +65,14 @@ SOURCES = (
         animated=True,
     ),
     *(
-        Source(f"wesnoth-1.16-{name}", _WESNOTH, "painted portraits and stories, units", _CAMPAIGN, animated=True)
+        Source(
+            f"wesnoth-1.16-{name}", _WESNOTH, "painted portraits and stories, units", _CAMPAIGN,
+            animated=True,
+        )
         for name in ("did", "ei", "httt", "low", "nr", "sota", "thot", "trow", "utbs")
     ),
-    Source("tuxpaint-stamps-default", "GPL-2, public domain", "photos and drawings, cut out"),
-    Source("plasma-workspace-wallpapers", "CC-BY-SA-4.0, LGPL-3", "paintings, abstract, photos"),
+    Source("tuxpaint-stamps-default", "GPL-2", "photos and drawings, cut out"),
+    Source("plasma-workspace-wallpapers", "GPL-2+", "paintings, abstract, photos"),
     Source("mate-backgrounds", "GPL-2+, CC-BY-SA-4.0", "photos, abstract"),
     Source("gnome-backgrounds", "CC-BY-SA-3.0", "abstract, photos"),
     Source("ukui-wallpapers", "CC-BY-SA-3.0", "photos"),
@@ -80,7 +85,7 @@ SOURCES = (
         frozenset({"avatars", "default4c", "default"}),
     ),
     Source(
-        "freeorion-data", "CC-BY-SA-3.0, GPL-2", "paintings, emblems, space",
+        "freeorion-data", "CC-BY-SA-3.0, LGPL-2.1+", "paintings, emblems, space",
         frozenset({"encyclopedia", "species", "tech", "building", "nebulae", "misc", "hulls_design",
                    "planets", "galaxy_decoration", "stars_sidepanel", "specials", "policies"}),
     ),
@@ -90,13 +95,19 @@ SOURCES = (
     ),
     Source("fillets-ng-data", "GPL-2+", "painted rooms, cartoon figures", frozenset({"images"}),
            animated=True),
-    Source("naev-data", "GPL-3+, CC-BY-SA", "painted portraits, ships, stations"),
-    Source("supertux-data", "GPL-3+, CC-BY-SA-4.0", "cartoon figures and scenery", animated=True),
+    Source(
+        "naev-data", "GPL-3, CC-BY-3.0, CC-BY-SA-3.0, public domain",
+        "painted portraits, ships, stations",
+    ),
+    Source("supertux-data", "GPL-3+, GPL-2+", "cartoon figures and scenery", animated=True),
     Source("hedgewars-data", "GPL-2", "cartoon hats, graves, scenery"),
     Source("freedroidrpg-data", "GPL-2+", "painted scenes", frozenset({"backgrounds"})),
     Source("python3-skimage", "BSD-3, public domain", "photos", frozenset({"data"})),
     Source("labelme-examples", "GPL-3+", "photos", frozenset({"JPEGImages", "data_annotated"})),
-    Source("palapeli-data", "GPL-2+", "photos, drawings", frozenset({"collection", "backgrounds"})),
+    Source(
+        "palapeli-data", "GPL-2+, CC0", "photos, drawings",
+        frozenset({"collection", "backgrounds"}),
+    ),
 )  # fmt: skip
 """Where the benchmark's artwork comes from."""
 

@@ -1,7 +1,7 @@
 """The set on disk: for each map a clean render, a post, a good and a poor query, drawn once.
 
-The folder's name holds a hash of all that decides the pictures, so a set is never mixed with another
-one's; what is there already is not drawn again, so an interrupted run goes on where it was.
+The folder's name holds a hash of all that decides the pictures, so a set is never mixed with
+another one's; what is there already is not drawn again, so an interrupted run goes on where it was.
 """
 
 import hashlib

@@ -36,9 +36,7 @@ def plot_recall(bars: Mapping[str, Sequence[tuple[str, Figure]]], title: str, pa
     canvas.savefig(path, dpi=150)
 
 
-def plot_similarities(
-    answers: Answers, lines: Mapping[str, float], title: str, path: Path
-) -> None:
+def plot_similarities(answers: Answers, lines: Mapping[str, float], title: str, path: Path) -> None:
     """Draw how similar right, wrong and false first answers are.
 
     Args:

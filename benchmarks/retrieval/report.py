@@ -135,7 +135,9 @@ def relations(run: Run, maps: Sequence[Map]) -> Table:
     )
 
 
-def _split(name: str, ranking: Ranking, has: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> list[Cell]:
+def _split(
+    name: str, ranking: Ranking, has: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+) -> list[Cell]:
     own, others = ranking.of(has).rank, ranking.of(~has).rank
     if len(own) < _LEAST_ROW:
         return [name, len(own), None, None, None]
@@ -149,7 +151,7 @@ def _split(name: str, ranking: Ranking, has: "np.ndarray[tuple[int], np.dtype[np
 
 
 def false_matches(run: Run, answers: Answers, found: Thresholds | None) -> Table:
-    """What a first answer of some similarity is worth, and how often nothing is taken for a match."""
+    """What a first answer is worth, and how often another map is taken for a match."""
     marks = {found.same: "same", found.similar: "similar"} if found is not None else {}
     steps = sorted({*np.round(np.arange(0.3, 1, 0.05), 2).tolist(), *marks})
     rows = [

@@ -102,8 +102,7 @@ def mean_reciprocal_rank(ranks: NDArray[np.int64]) -> Figure:
     reciprocal = 1 / ranks
     rng = np.random.default_rng(0)
     means = [
-        float(reciprocal[rng.integers(0, len(ranks), len(ranks))].mean())
-        for _ in range(_RESAMPLES)
+        float(reciprocal[rng.integers(0, len(ranks), len(ranks))].mean()) for _ in range(_RESAMPLES)
     ]
     low, high = np.quantile(means, (0.025, 0.975))
     return Figure(float(reciprocal.mean()), float(low), float(high))

@@ -37,7 +37,7 @@ def write_sheets(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{name}-*.jpg"):
         old.unlink()
-    pages = []
+    pages: list[Path] = []
     for start in range(0, len(cases), _PER_PAGE):
         pages.append(folder / f"{name}-{len(pages) + 1:02}.jpg")
         draw_sheet(cases[start : start + _PER_PAGE], _COLUMNS).save(pages[-1], quality=88)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.retrieval.embedders import Vectors
 from benchmarks.retrieval.scores import (
     Answers,
     Ranking,
@@ -13,9 +14,10 @@ from benchmarks.retrieval.scores import (
 )
 
 
-def unit(*rows: tuple[float, ...]) -> np.ndarray:
-    values = np.array(rows, np.float32)
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+def unit(*rows: tuple[float, ...]) -> Vectors:
+    values: Vectors = np.array(rows, np.float32)
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    return values
 
 
 def test_ranks_count_what_is_closer() -> None:
@@ -66,7 +68,7 @@ def test_the_mean_reciprocal_rank_is_inside_its_interval() -> None:
     assert found.low < found.value < found.high
 
 
-def ranking(own: np.ndarray, rival: np.ndarray) -> Ranking:
+def ranking(own: Vectors, rival: Vectors) -> Ranking:
     places = np.where(own > rival, 1, 2)
     return Ranking(places, own, rival, np.zeros(len(own), np.int64))
 

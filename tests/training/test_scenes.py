@@ -6,6 +6,7 @@ from PIL import Image
 
 from exporter.training import mapart, scenes
 from exporter.training.scenes.camera import Stance, place
+from exporter.training.scenes.world import World
 
 
 def view(seed: int, kind: scenes.Kind) -> Image.Image:
@@ -20,12 +21,46 @@ def test_a_view_is_a_function_of_its_generator(kind: scenes.Kind) -> None:
     assert first.tobytes() == again.tobytes()
 
 
-def test_views_have_the_shape_of_the_window() -> None:
-    for seed in range(3):
-        assert view(seed, scenes.Kind.POST).size == scenes.SIZE
-        width, height = view(seed, scenes.Kind.POOR).size
-        assert width <= scenes.SIZE[0]
-        assert width / height == pytest.approx(854 / 480, rel=0.02)
+def test_views_are_no_larger_than_the_window() -> None:
+    for kind in scenes.Kind:
+        for seed in range(4):
+            assert view(seed, kind).height <= scenes.SIZE[1]
+            assert min(view(seed, kind).size) > 60
+
+
+def test_a_picture_says_what_makes_it_hard() -> None:
+    pixels = mapart.draw_map(3, (2, 1))
+    for seed in range(8):
+        taken = scenes.take(pixels, np.random.default_rng(seed), scenes.Kind.POOR)
+        tilted = abs(taken.yaw) >= 25 or abs(taken.pitch) >= 15
+        assert (scenes.Family.TILT in taken.families) is tilted
+        assert (scenes.Family.OUT_OF_FRAME in taken.families) is (taken.seen <= 0.9)
+        assert abs(taken.yaw) <= 48.1
+        assert abs(taken.pitch) <= 28.1
+        assert taken.seen >= 0.6
+        assert taken.suffix == ".jpg"
+        post = scenes.take(pixels, np.random.default_rng(seed), scenes.Kind.POST)
+        assert not {scenes.Family.TILT, scenes.Family.PHOTO, scenes.Family.BLUR} & post.families
+
+
+def test_the_map_is_drawn_where_the_camera_sees_it() -> None:
+    # Quarters of four colours: each has to be at the point that the projection says.
+    pixels = np.zeros((128, 256, 3), np.uint8)
+    pixels[:64, :128], pixels[:64, 128:] = (255, 0, 0), (0, 255, 0)
+    pixels[64:, :128], pixels[64:, 128:] = (0, 0, 255), (255, 255, 0)
+    stance = Stance(yaw=48, pitch=28, fill=(0.4, 0.9), seen=0.9, aside=0.2)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        camera = place(rng, (2, 1), scenes.SIZE, stance)
+        world = World(rng, pixels, camera)
+        picture = world.render(camera, scenes.SIZE)
+        for x, y in ((-0.5, -0.25), (0.5, -0.25), (-0.5, 0.25), (0.5, 0.25)):
+            column, row = camera.project(np.array([[x, y, 1 / 16]]), scenes.SIZE)[0]
+            if not (0 <= column < scenes.SIZE[0] and 0 <= row < scenes.SIZE[1]):
+                continue
+            seen = picture[int(row), int(column)]
+            wanted = pixels[int((y + 0.5) * 128), int((x + 1) * 128)] > 0
+            assert ((seen > 0.6 * seen.max()) == wanted).all()
 
 
 @pytest.mark.parametrize("kind", scenes.Kind)

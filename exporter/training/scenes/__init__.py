@@ -18,10 +18,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from exporter.training import mapart
-from exporter.training.scenes.camera import Stance, place, sight
+from exporter.training.scenes.camera import Sight, Stance, place, sight
 from exporter.training.scenes.interface import draw_interface, draw_player
 from exporter.training.scenes.wear import (
-    add_noise, cast_shadow, grade, photograph, rescale, soften,
+    add_noise,
+    cast_shadow,
+    grade,
+    photograph,
+    rescale,
+    soften,
 )  # fmt: skip
 from exporter.training.scenes.world import World, to_image
 
@@ -123,6 +128,7 @@ class _Recipe:
     blur: float
     noise: float
     rescale: float
+    crop: float
     lossless: float
     quality: tuple[int, int]
 
@@ -131,17 +137,17 @@ _RECIPES: Final = {
     Kind.POST: _Recipe(
         Stance(yaw=9, pitch=6, fill=(0.6, 1.0), seen=1.0, aside=0.08),
         neighbours=0.1, interface=0.3, chat=0.1, player=0.0, night=0.05, grade=0.25, shadow=0.03,
-        photo=0.0, blur=0.0, noise=0.0, rescale=0.0, lossless=0.5, quality=(80, 95),
+        photo=0.0, blur=0.0, noise=0.0, rescale=0.0, crop=0.15, lossless=0.5, quality=(80, 95),
     ),
     Kind.GOOD: _Recipe(
         Stance(yaw=16, pitch=10, fill=(0.6, 1.15), seen=0.85, aside=0.1),
         neighbours=0.1, interface=0.5, chat=0.15, player=0.0, night=0.1, grade=0.45, shadow=0.05,
-        photo=0.0, blur=0.05, noise=0.0, rescale=0.1, lossless=0.2, quality=(70, 92),
+        photo=0.0, blur=0.05, noise=0.0, rescale=0.1, crop=0.5, lossless=0.2, quality=(70, 92),
     ),
     Kind.POOR: _Recipe(
         Stance(yaw=48, pitch=28, fill=(0.25, 1.15), seen=0.6, aside=0.34),
         neighbours=0.25, interface=0.85, chat=0.45, player=0.1, night=0.3, grade=1.0, shadow=0.25,
-        photo=0.3, blur=0.4, noise=0.3, rescale=0.4, lossless=0.0, quality=(20, 65),
+        photo=0.3, blur=0.4, noise=0.3, rescale=0.4, crop=0.1, lossless=0.0, quality=(20, 65),
     ),
 }  # fmt: skip
 
@@ -198,10 +204,13 @@ def take(
     night = bool(rng.random() < recipe.night)
     world = World(rng, map_pixels, camera, neighbours, night=night)
     image, families = _wear(rng, world.render(camera, size), recipe)
+    extent = found.extent
+    if rng.random() < recipe.crop:
+        image, extent = _crop(rng, image, found), 1.0
     families |= {Family.DARK} if night else set()
     families |= {Family.TILT} if abs(found.yaw) >= 25 or abs(found.pitch) >= 15 else set()
     families |= {Family.OUT_OF_FRAME} if found.seen <= 0.9 else set()
-    families |= {Family.SMALL} if found.extent < 0.45 else set()
+    families |= {Family.SMALL} if extent < 0.45 else set()
     encoded, suffix = io.BytesIO(), ".png"
     if rng.random() < recipe.lossless:
         image.save(encoded, "PNG", compress_level=1)
@@ -211,7 +220,22 @@ def take(
         image.save(encoded, "JPEG", quality=quality)
     return Taken(
         encoded.getvalue(), suffix, frozenset(families),
-        found.yaw, found.pitch, found.seen, found.extent,
+        found.yaw, found.pitch, found.seen, extent,
+    )  # fmt: skip
+
+
+def _crop(rng: np.random.Generator, image: Image.Image, found: Sight) -> Image.Image:
+    """Cut a picture down to the map by hand, as people do before they post."""
+    left, top, right, bottom = found.box
+    wide, tall = right - left, bottom - top
+    # Mostly a little too much, sometimes a little too little.
+    left, right = left - wide * rng.uniform(-0.04, 0.12), right + wide * rng.uniform(-0.04, 0.12)
+    top, bottom = top - tall * rng.uniform(-0.04, 0.12), bottom + tall * rng.uniform(-0.04, 0.12)
+    return image.crop(
+        (
+            round(max(0.0, left) * image.width), round(max(0.0, top) * image.height),
+            round(min(1.0, right) * image.width), round(min(1.0, bottom) * image.height),
+        )
     )  # fmt: skip
 
 

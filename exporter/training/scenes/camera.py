@@ -87,12 +87,14 @@ class Sight:
         pitch: The same, downwards.
         seen: Fraction of the wall inside the picture.
         extent: The larger of the wall's extents in the picture, relative to the picture's.
+        box: Left, top, right, bottom of what is seen of it, as fractions of the picture.
     """
 
     yaw: float
     pitch: float
     seen: float
     extent: float
+    box: tuple[float, float, float, float]
 
 
 def _grid(shape: tuple[float, float]) -> npt.NDArray[np.float64]:
@@ -106,13 +108,15 @@ def sight(camera: Camera, shape: tuple[float, float], size: tuple[int, int]) -> 
     """Measure what a camera sees of a wall of (columns, rows) maps in a picture of this size."""
     pixels = camera.project(_grid(shape), size)
     inside = ((pixels >= 0) & (pixels < np.array(size))).all(axis=1)
-    clipped = np.clip(np.nan_to_num(pixels), 0, np.array(size))
+    clipped = np.clip(np.nan_to_num(pixels), 0, np.array(size)) / np.array(size)
+    (left, top), (right, bottom) = clipped.min(0).tolist(), clipped.max(0).tolist()
     away = -camera.rotation[:, 2]
     return Sight(
         yaw=math.degrees(math.atan2(away[0], away[2])),
         pitch=math.degrees(math.asin(away[1])),
         seen=float(inside.mean()),
-        extent=float((np.ptp(clipped, axis=0) / size).max()),
+        extent=max(right - left, bottom - top),
+        box=(left, top, right, bottom),
     )
 
 

@@ -13,7 +13,7 @@ from exporter.training.scenes.camera import Array
 def cast_shadow(rng: np.random.Generator, picture: Array) -> Array:
     """The sharp shadow of something outside the picture, as shaders draw it in sunlight."""
     height, width = picture.shape[:2]
-    y, x = np.ogrid[0:1 : height * 1j, 0:1 : width * 1j]
+    y, x = np.ogrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     turn = rng.uniform(0, 2 * math.pi)
     along = (x - rng.uniform(0.25, 0.75)) * math.cos(turn) + (y - 0.5) * math.sin(turn)
     lit = along > 0
@@ -39,7 +39,7 @@ def grade(rng: np.random.Generator, picture: Array, strength: float) -> tuple[Ar
     """
     gamma = math.exp(rng.normal(0, 0.25) * strength)
     cast = np.exp(rng.normal(0, 0.14, 3) * strength).astype(np.float32)
-    strong = abs(math.log(gamma)) > 0.3 or float(np.abs(np.log(cast)).max()) > 0.25
+    strong = bool(abs(math.log(gamma)) > 0.3 or float(np.abs(np.log(cast)).max()) > 0.25)
     graded = 255 * np.clip(picture / 255, 0, 1) ** np.float32(gamma) * cast
     grey = graded.mean(-1, keepdims=True)
     graded = grey + (graded - grey) * np.float32(1 + rng.uniform(-0.45, 0.4) * strength)
@@ -47,7 +47,7 @@ def grade(rng: np.random.Generator, picture: Array, strength: float) -> tuple[Ar
         haze = rng.uniform(90, 230, 3).astype(np.float32)
         mix = np.float32(rng.uniform(0.1, 0.35) * strength)
         graded = graded * (1 - mix) + haze * mix
-        strong = strong or mix > 0.15
+        strong = strong or bool(mix > 0.15)
     if rng.random() < 0.4 * strength:
         strong = True
         image = Image.fromarray(np.clip(graded, 0, 255).astype(np.uint8))

@@ -303,7 +303,9 @@ class World:
         # Far blocks fade into their average, as mipmaps make them.
         far = np.clip((travel - 6) / 20, 0, 1)[:, None]
         colour += (plane.texture[::7, ::7].mean((0, 1)) - colour) * far
-        colour *= self._light(points, self._ambient) if len(self._lamps) else np.float32(self._ambient)
+        colour *= (
+            self._light(points, self._ambient) if len(self._lamps) else np.float32(self._ambient)
+        )
         colour *= np.float32(plane.face)
         return colour
 
@@ -331,9 +333,9 @@ class World:
         # The frames' edge, seen from the side, is what their back shows beyond their front.
         edge = Image.new("RGBA", layer.size, (*_FRAME_WOOD, 255))
         scale = (layer.width / (right - left), layer.height / (bottom - top))
-        painted = _paste_plane(edge, camera, size, box, (left, top, 0.0), scale)
+        painted = _paste_plane(edge, camera, size, box, corner=(left, top, 0.0), scale=scale)
         painted.alpha_composite(
-            _paste_plane(layer, camera, size, box, (left, top, _THICKNESS), scale)
+            _paste_plane(layer, camera, size, box, corner=(left, top, _THICKNESS), scale=scale)
         )
         # Transparent is black here, so the average over four samples is premultiplied.
         small = np.asarray(painted.reduce(2), np.float32)
@@ -354,6 +356,7 @@ def _paste_plane(
     camera: Camera,
     size: tuple[int, int],
     box: tuple[int, int, int, int],
+    *,
     corner: tuple[float, float, float],
     scale: tuple[float, float],
 ) -> Image.Image:
@@ -373,8 +376,9 @@ def _paste_plane(
     width, height = (box[2] - box[0]) * 2, (box[3] - box[1]) * 2
     # Along a ray the layer's plane is met where travel * ray.z closes the gap; both of its other
     # coordinates are then ratios of functions that are linear in the pixel: a homography.
-    corners = camera.rays((size[0] * 2, size[1] * 2), (box[0] * 2, box[1] * 2, box[0] * 2 + 2,
-                                                       box[1] * 2 + 2)).astype(np.float64)  # fmt: skip
+    left, top = box[0] * 2, box[1] * 2
+    corners = camera.rays((size[0] * 2, size[1] * 2), (left, top, left + 2, top + 2))
+    corners = corners.astype(np.float64)
     origin, by_x, by_y = corners[0, 0], corners[0, 1] - corners[0, 0], corners[1, 0] - corners[0, 0]
     # Pillow counts pixels from their corners.
     origin = origin - (by_x + by_y) / 2
