@@ -284,7 +284,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = described.add_argument
     add("part", choices=sorted(TASKS), help="what to train: the locator first, then the tower")
-    add("--config", type=Path, required=True, help="settings in TOML; see bundled.toml")
+    add(
+        "--config",
+        type=Path,
+        required=True,
+        help="settings in TOML; see locator.toml and tower.toml",
+    )
     add(
         "--out",
         type=Path,
