@@ -85,7 +85,7 @@ def _message_id(number: int) -> int:
 @contextlib.contextmanager
 def _server(address: str) -> Iterator[None]:
     """A server process that is SERVING inside the block and has stopped cleanly after it."""
-    command = [sys.executable, "-m", "bot.cli", "serve", "--listen", address]
+    command = [sys.executable, "-m", "bot.cli.main", "serve", "--listen", address]
     _show(command)
     started = time.monotonic()
     process = subprocess.Popen(  # noqa: S603 - our own program
@@ -119,7 +119,7 @@ def _server(address: str) -> Iterator[None]:
 
 def _mapseek(*arguments: str, quiet: bool = False) -> str | None:
     """Runs one command and returns what it printed, or None when it failed."""
-    command = [sys.executable, "-m", "bot.cli", *arguments]
+    command = [sys.executable, "-m", "bot.cli.main", *arguments]
     if not quiet:
         _show(command)
     done = subprocess.run(  # noqa: S603 - our own program

@@ -10,15 +10,15 @@ import aiohttp
 import disnake
 from disnake.ext import commands
 
+from bot.answering.commands import make_find
 from bot.archive.opening import open_archive
-from bot.commands import make_find
 from bot.current import CurrentClient
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
-from bot.indexing import Indexing
+from bot.ingest.assembly import Indexing
+from bot.ingest.queue import Queue
+from bot.ingest.state import StateError
 from bot.pictures import Sighting, in_channel
-from bot.queue import Queue
 from bot.settings import BotSettings
-from bot.state import StateError
 from inference import telemetry
 from inference.client import ClientSettings
 from inference.errors import StartupError

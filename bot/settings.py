@@ -159,6 +159,7 @@ class BotSettings(Settings):
         description="Searches and clicks a minute of one Discord server, half at once. 0: no "
         "limit.",
     )
+
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """See `Settings.load`. An archive that is named is the embedded one."""

@@ -16,7 +16,7 @@ from inference.errors import UnauthenticatedError, UnavailableError
 
 _log = logging.getLogger("mapseek.up")
 
-_MAPSEEK = (sys.executable, "-m", "bot.cli")
+_MAPSEEK = (sys.executable, "-m", "bot.cli.main")
 SERVE = (*_MAPSEEK, "serve")
 BOT = (*_MAPSEEK, "bot")
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from bot.cli import app
+from bot.cli.main import app
 from bot.settings import BotSettings
 from inference.client import ClientSettings
 from inference.settings import ServerSettings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from bot.cli import app
+from bot.cli.main import app
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bot.forgotten import Forgotten
 from bot.importer.found import Found, SetAside, Source, SourceError
-from bot.state import StateError, open_state
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.state import StateError, open_state
 
 
 def wanted(source: Source, state: Path) -> Source:

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bot.console import console, plain
+from bot.cli.console import console, plain
 from bot.moving.copying import Copied
 from bot.moving.files import Imported
 from bot.moving.reembedding import Reembedder

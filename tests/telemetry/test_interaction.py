@@ -19,7 +19,7 @@ from tests.telemetry.conftest import Received, attributes
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
     "import sys, disnake.http; disnake.http.Route.BASE = sys.argv.pop(1);"
-    "from bot.cli import main; main()"
+    "from bot.cli.main import main; main()"
 )
 BOB = 43
 

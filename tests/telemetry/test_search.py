@@ -50,7 +50,7 @@ def search(receiver: Any, tmp_path_factory: pytest.TempPathFactory) -> Search:
     environment["MAPSEEK_SERVER"] = server.stdout.readline().strip()
     for command in (["index", "pictures"], ["find", "pictures/red.png"]):
         subprocess.run(
-            [sys.executable, "-m", "bot.cli", *command],
+            [sys.executable, "-m", "bot.cli.main", *command],
             env=environment, cwd=folder, check=True, timeout=60, capture_output=True,
         )  # fmt: skip
     _, log = server.communicate(timeout=60)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, EntriesRefusedError, Entry, EntryKey, Selection
-from bot.cli import app
+from bot.cli.main import app
 from bot.moving.comparing import Checksum, digest
 from bot.moving.copying import Copied, Copier
 from tests.bot.conftest import Atlas, opened

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, EntriesRefusedError, Entry, EntryKey
-from bot.cli import app
+from bot.cli.main import app
 from bot.importer.found import SourceError
 from bot.moving.comparing import digest
 from bot.moving.files import Imported, Importer, export_lines, numbered
@@ -260,7 +260,7 @@ def test_a_reader_that_goes_away_ends_the_export(tmp_path: Path, make_entry: Mak
     file = tmp_path / "maps.jsonl"
     file.write_bytes(b"".join(dump(make_entry()) for _ in range(2000)))
     assert mapseek("import", file, "--archive", tmp_path / "maps.db").exit_code == 0
-    command = [sys.executable, "-m", "bot.cli", "archive", "export", "-"]
+    command = [sys.executable, "-m", "bot.cli.main", "archive", "export", "-"]
     with subprocess.Popen(
         [*command, "--archive", tmp_path / "maps.db"],
         stdout=subprocess.PIPE,

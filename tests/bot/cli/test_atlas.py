@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bot.cli import app
+from bot.cli.main import app
 from tests.bot.cli.test_commands import assert_fails, maps, run
 from tests.bot.cli.toy import DIMENSIONS, ToyProcess
 from tests.bot.conftest import Atlas

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bot.cli import app
+from bot.cli.main import app
 from tests.bot.cli.toy import ROOT, ToyProcess
 from tests.bot.importer.exports import (
     CHANNEL,
@@ -23,7 +23,7 @@ from tests.bot.importer.exports import (
     write,
 )
 
-MAPSEEK = (sys.executable, "-m", "bot.cli")
+MAPSEEK = (sys.executable, "-m", "bot.cli.main")
 EVERY_COMMAND = ("serve", "bot", "up", "index", "find", "stats", "export", "demo", "bench")
 
 
@@ -109,7 +109,7 @@ def test_help_imports_nothing_heavy() -> None:
         "opentelemetry", "optimum", "pydantic", "sqlite_vec", "tokenizers", "torch", "transformers",
     }  # fmt: skip
     program = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom bot.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom bot.cli.main import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import demo
-from bot.cli import app
+from bot.cli.main import app
 from tests.bot.cli.toy import ROOT, ToyProcess
 
 

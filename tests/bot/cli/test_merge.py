@@ -9,12 +9,12 @@ import pytest
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey
-from bot.forgotten import Forgotten
 from bot.importer import discord, discord_html
 from bot.importer.found import Source
 from bot.importer.wanted import wanted
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.state import open_state
 from bot.links import media_ids
-from bot.state import open_state
 from tests.bot.cli.test_index import entries, index
 from tests.bot.cli.toy import ToyServer
 from tests.bot.importer import pages

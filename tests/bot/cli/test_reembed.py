@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import EntriesRefusedError, Entry, Selection
-from bot.cli import app
+from bot.cli.main import app
 from bot.current import CurrentClient, OtherModelError
 from bot.importer import folder
 from bot.index import Indexer

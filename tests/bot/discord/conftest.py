@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from bot import app
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import Entry
-from bot.queue import Queue
+from bot.ingest.queue import Queue
 from bot.settings import BotSettings
 from inference.client import ClientSettings
 from tests.bot.discord.loopback import TOKEN, Discord

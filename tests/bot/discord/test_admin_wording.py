@@ -2,11 +2,11 @@
 
 import pytest
 
-from bot import admin_wording
-from bot.backfill import Progress, _left
-from bot.history import Place
-from bot.jobs import Job, State
-from bot.preferences import Chosen
+from bot.admin import wording as admin_wording
+from bot.admin.preferences import Chosen
+from bot.ingest.backfill import Progress, _left
+from bot.ingest.history import Place
+from bot.ingest.jobs import Job, State
 
 
 def job(channel: int, *, share: float, messages: int, state: State = State.WAITING) -> Job:

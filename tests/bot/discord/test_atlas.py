@@ -14,8 +14,8 @@ from pymongo import MongoClient
 from bot.archive.opening import open_archive
 from bot.archive.port import ImageArchive
 from bot.fetch import Fetcher
-from bot.ingest import Ingest
-from bot.queue import Queue
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 from bot.settings import BotSettings
 from inference.client import ClientSettings, EmbeddingClient
 from tests.bot.archive.atlas.proxy import AtlasProxy, refusing

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from bot import progress
+from bot.admin import progress
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey, Selection
+from bot.ingest.queue import Lane, Queue
 from bot.links import media_ids
-from bot.queue import Lane, Queue
 from tests.bot.discord.backlog import ADMIN
 from tests.bot.discord.conftest import Bot, map_art, until
 from tests.bot.discord.loopback import APPLICATION, PRIVATE_THREAD, Discord

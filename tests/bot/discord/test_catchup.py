@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.queue import Queue
+from bot.ingest.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, until
 from tests.bot.discord.loopback import Discord, Json, snowflake
 from tests.bot.discord.toy import ToyServer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import disnake
 
-from bot import access
+from bot.ingest import access
 from tests.bot.discord.conftest import Bot
 from tests.bot.discord.loopback import Discord
 

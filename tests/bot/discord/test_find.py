@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bot.queue import Queue
+from bot.ingest.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import (
     APPLICATION,
@@ -375,7 +375,7 @@ async def test_a_fault_of_ours_is_owned_up_to(
     async def broken(*args: object, **kwargs: object) -> frozenset[str]:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("bot.answers.readable_channels", broken)
+    monkeypatch.setattr("bot.answering.answers.readable_channels", broken)
     async with bot.running():
         answer = await ask(discord, 1)
     assert answer.content.startswith("Something went wrong in mapseek.")

@@ -12,10 +12,10 @@ import pytest
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Selection
 from bot.fetch import Fetcher, FetchError
-from bot.forgotten import Forgotten
-from bot.ingest import Ingest, link_expired
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest, link_expired
 from bot.pictures import Sighting
-from bot.queue import Queue
 from inference.client import ClientSettings, EmbeddingClient
 from inference.logs import correlation_id
 from tests.bot.discord.conftest import map_art, until

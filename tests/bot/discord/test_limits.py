@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bot.limits import Buckets, Limits, Turns
+from bot.answering.limits import Buckets, Limits, Turns
 from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import Discord

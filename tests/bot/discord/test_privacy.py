@@ -3,8 +3,8 @@
 import pytest
 
 from bot.archive.port import Selection
-from bot.forgotten import Forgotten
-from bot.queue import Queue
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.queue import Queue
 from tests.bot.discord.backlog import ADMIN
 from tests.bot.discord.conftest import Bot, map_art, until
 from tests.bot.discord.loopback import Answer, Discord, Json

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.questions import Action, Press, Question, Questions, is_ours, press_of
+from bot.answering.questions import Action, Press, Question, Questions, is_ours, press_of
 from inference.client import Embedded, Timings
 
 

@@ -10,9 +10,9 @@ import apsw
 import pytest
 
 from bot.archive.port import PictureKey, Selection
+from bot.ingest.queue import Depth, KnownThread, Lane, Queue
+from bot.ingest.state import StateError
 from bot.pictures import Sighting
-from bot.queue import Depth, KnownThread, Lane, Queue
-from bot.state import StateError
 
 
 def sighting(message: int, attachment: int = 1, **fields: str | int | bool) -> Sighting:
@@ -141,7 +141,7 @@ def test_threads_are_remembered_until_they_are_deleted(path: Path) -> None:
 def test_what_was_added_survives_a_kill(path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from bot.queue import Queue; from bot.pictures import Sighting\n"
+        "from bot.ingest.queue import Queue; from bot.pictures import Sighting\n"
         "queue = Queue(Path(sys.argv[1]))\n"
         "queue.add([Sighting(message_id='1', attachment_id='2', guild_id='', channel_id='',\n"
         "    user_id='', fetch_url='', image_url='', posted_at='')], now_s=0)\n"

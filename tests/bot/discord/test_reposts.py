@@ -6,7 +6,7 @@ import pytest
 from mapseek.v1 import embedding_pb2 as pb
 
 from bot.archive.port import Entry
-from bot.reposts import Reposts
+from bot.ingest.reposts import Reposts
 from tests.bot.discord.conftest import Bot, map_art, photographed, until
 from tests.bot.discord.loopback import Discord, Json
 from tests.bot.discord.toy import ToyServer

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # The real command, with another address for Discord.
 PROGRAM = (
     "import sys, disnake.http; disnake.http.Route.BASE = sys.argv.pop(1);"
-    "from bot.cli import main; main()"
+    "from bot.cli.main import main; main()"
 )
 
 

@@ -134,7 +134,7 @@ async def test_a_private_thread_that_discord_will_not_tell_about_is_left_out(
         post = await discord.post(31, map_art(1))
         await bot.settled(1)
         told = await ask(discord, BOB)
-        monkeypatch.setattr("bot.visibility._PATIENCE_S", 0.0)
+        monkeypatch.setattr("bot.answering.visibility._PATIENCE_S", 0.0)
         untold = await ask(discord, BOB)
     assert told.links == [link(post)]
     assert untold.links == []
@@ -143,7 +143,7 @@ async def test_a_private_thread_that_discord_will_not_tell_about_is_left_out(
 async def test_only_so_many_private_threads_are_asked_about(
     bot: Bot, discord: Discord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bot.visibility._MOST_PRIVATE_THREADS", 2)
+    monkeypatch.setattr("bot.answering.visibility._MOST_PRIVATE_THREADS", 2)
     for thread_id in (31, 32, 33, 34):
         discord.add_thread(1, thread_id, parent_id=10, kind=PRIVATE_THREAD)
     async with bot.running():

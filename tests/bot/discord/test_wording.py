@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.answering.hits import Hit
+from bot.answering.wording import answer_text, explain, link_rows, plain, turning_row
 from bot.archive.port import Match, Picture, PictureKey
-from bot.hits import Hit
 from bot.search import Verdict
-from bot.wording import answer_text, explain, link_rows, plain, turning_row
 from inference.errors import UnsupportedError
 from tests.bot.discord.limits import problem_of
 

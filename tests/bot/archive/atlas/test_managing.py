@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from bot.archive.atlas import AtlasArchive, managing, migrating
 from bot.archive.atlas.driver import Driver
 from bot.archive.port import ArchiveError, PictureKey, Query
-from bot.cli import app
+from bot.cli.main import app
 from tests.bot.archive.atlas.proxy import refusing
 from tests.bot.archive.conftest import MODEL, MakeEntry, unit
 from tests.bot.conftest import Atlas, asked_for, opened

@@ -1,8 +1,8 @@
 """The bot's own file: what it must still know after a crash, beside the archive.
 
-One SQLite file with one connection, which `bot.queue`, `bot.positions`, `bot.jobs`,
-`bot.preferences` and `bot.forgotten` share. Every method of theirs is one transaction, on disk when
-it returns, and takes well under a millisecond of work, so the event loop calls it directly.
+One SQLite file with one connection, which `queue`, `positions`, `jobs`, `forgotten` and
+`bot.admin.preferences` share. Every method of theirs is one transaction, on disk when it returns,
+and takes well under a millisecond of work, so the event loop calls it directly.
 """
 
 from pathlib import Path

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from disnake.utils import escape_markdown
 
-from bot.backfill import Progress
-from bot.jobs import State
-from bot.preferences import Chosen
-from bot.queue import SetAside
+from bot.admin.preferences import Chosen
+from bot.ingest.backfill import Progress
+from bot.ingest.jobs import State
+from bot.ingest.queue import SetAside
 
 _MOST_LINES = 8
 _LONGEST_REASON = 120

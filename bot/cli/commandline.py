@@ -1,14 +1,14 @@
-"""The archive's commands, between their options (`bot.cli`) and their use cases."""
+"""The archive's commands, between their options (`bot.cli.main`) and their use cases."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from bot import console
 from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
+from bot.cli import console
 from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import Source, SourceError

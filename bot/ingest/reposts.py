@@ -14,13 +14,13 @@ import aiohttp
 import disnake
 from disnake.utils import format_dt
 
+from bot.admin.preferences import Preferences
+from bot.answering.visibility import readable_channels, shareable_channels
 from bot.archive.port import ArchiveError, Entry, ImageArchive, Match, Query, Selection
-from bot.ingest import Ingest
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 from bot.links import message_link
 from bot.pictures import in_channel
-from bot.preferences import Preferences
-from bot.queue import Queue
-from bot.visibility import readable_channels, shareable_channels
 from inference import telemetry
 from inference.client import EmbeddingClient
 from inference.errors import EmbeddingError

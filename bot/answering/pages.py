@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 
 import disnake
 
+from bot.answering.hits import Checker, Hit
+from bot.answering.questions import Question
+from bot.answering.wording import (
+    Row,
+    answer_text,
+    choosing_row,
+    link_rows,
+    removing_row,
+    turning_row,
+)
 from bot.archive.port import ImageArchive, Match, PictureKey
-from bot.hits import Checker, Hit
-from bot.questions import Question
 from bot.search import Scope, judge, nearest
 from bot.sheet import Tile, draw_reply, draw_small
-from bot.wording import Row, answer_text, choosing_row, link_rows, removing_row, turning_row
 
 MOST_PAGES = 20
 # How long a page looks further when what was found turned out to be deleted.

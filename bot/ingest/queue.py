@@ -2,7 +2,7 @@
 
 It holds the pictures still to be indexed, those that failed for good (set aside, with the reason),
 which are in the archive, the deletions still to be carried out there, and which channel each seen
-thread belongs to. See `bot.state` for the file.
+thread belongs to. See `bot.ingest.state` for the file.
 """
 
 import json
@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bot.archive.port import PictureKey, Selection
+from bot.ingest.state import OF_A_GUILD, open_state
 from bot.pictures import Sighting
-from bot.state import OF_A_GUILD, open_state
 
 # How each field of a Selection is said in SQL; sets travel as JSON lists.
 _CONDITIONS = {

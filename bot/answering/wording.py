@@ -10,12 +10,12 @@ from disnake.ui import ActionRow, Button
 from disnake.ui.select.string import StringSelect
 from disnake.utils import escape_markdown, format_dt
 
+from bot.answering.hits import Hit
+from bot.answering.questions import Action, Press
 from bot.archive.port import ArchiveError
 from bot.fetch import FetchError, GoneError
-from bot.hits import Hit
 from bot.links import message_link
 from bot.pictures import Sighting
-from bot.questions import Action, Press
 from bot.search import Verdict
 from inference.errors import (
     DeadlineError,

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import apsw
 
-from bot.history import Place
+from bot.ingest.history import Place
 
 
 class State(StrEnum):

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import disnake
 from opentelemetry import trace
 
-from bot.pages import MOST_PAGES, Pages, Reply
+from bot.admin.replies import RefusalError
+from bot.answering.pages import MOST_PAGES, Pages, Reply
+from bot.answering.questions import Question, Questions
+from bot.answering.visibility import may_write, readable_channels, shareable_channels
+from bot.ingest.queue import Queue
 from bot.pictures import Sighting, in_channel
-from bot.questions import Question, Questions
-from bot.queue import Queue
-from bot.replies import RefusalError
-from bot.visibility import may_write, readable_channels, shareable_channels
 from inference.client import Embedded, EmbeddingClient
 
 _tracer = trace.get_tracer("mapseek.bot")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bot.archive_cli import app as archive_app
+from bot.cli.archive_cli import app as archive_app
 
 # Which extra of this project brings a module that not every installation has.
 _EXTRAS = {
@@ -316,7 +316,7 @@ def index(
 
     Files that cannot be used are listed at the end and stop nothing.
     """
-    from bot import commandline
+    from bot.cli import commandline
     from bot.importer import source
 
     raise typer.Exit(
@@ -389,7 +389,7 @@ def find(
     """
     if (image is None) == (text is None):
         raise typer.BadParameter("give a picture or --text, and not both", param_hint="IMAGE")
-    from bot import commandline
+    from bot.cli import commandline
     from bot.search import Scope
 
     raise typer.Exit(
@@ -417,7 +417,7 @@ def stats(archive: ArchiveOption = None, as_json: JsonOption = False) -> None:
 
     [dim]mapseek stats[/]
     """
-    from bot import commandline
+    from bot.cli import commandline
 
     raise typer.Exit(commandline.stats(archive=archive, as_json=as_json))
 

@@ -1,4 +1,4 @@
-"""What `mapseek archive` does to Atlas, between options (`bot.archive_cli`) and use cases."""
+"""What `mapseek archive` does to Atlas, between options (`bot.cli.archive_cli`) and use cases."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.text import Text
 
-from bot import console
 from bot.archive.atlas import indexes, managing, migrating
 from bot.archive.atlas.driver import Driver
 from bot.archive.opening import name_of
 from bot.archive.port import ArchiveError, ForbiddenError
+from bot.cli import console
 from bot.settings import BotSettings
 from inference import telemetry
 from inference.client import ClientSettings, EmbeddingClient

@@ -28,12 +28,12 @@ from bot.archive.port import (
     Selection,
     Vector,
 )
-from bot.crossing import Crossing
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
-from bot.forgotten import Forgotten
-from bot.pause import Pause
+from bot.ingest.crossing import Crossing
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.pause import Pause
+from bot.ingest.queue import Lane, Queue, Queued
 from bot.pictures import Sighting
-from bot.queue import Lane, Queue, Queued
 from inference import telemetry
 from inference.client import EmbeddingClient
 from inference.errors import (

@@ -5,23 +5,23 @@ from collections.abc import Awaitable, Callable
 
 from disnake.ext import commands
 
+from bot.admin.config import Config, Counts
+from bot.admin.index import Index
+from bot.admin.preferences import Preferences
+from bot.admin.privacy import Forget
+from bot.admin.progress import ProgressMessages
 from bot.archive.port import ImageArchive
-from bot.backfill import Backfill
-from bot.catchup import CatchUp
-from bot.config_command import Config, Counts
-from bot.events import Watch
 from bot.fetch import Fetcher
-from bot.forgotten import Forgotten
-from bot.index_command import Index
-from bot.ingest import Ingest
-from bot.jobs import Jobs
+from bot.ingest.backfill import Backfill
+from bot.ingest.catchup import CatchUp
+from bot.ingest.events import Watch
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.jobs import Jobs
+from bot.ingest.positions import Positions
+from bot.ingest.queue import Queue
+from bot.ingest.reposts import Reposts
+from bot.ingest.worker import Ingest
 from bot.pictures import Sighting
-from bot.positions import Positions
-from bot.preferences import Preferences
-from bot.privacy_command import Forget
-from bot.progress import ProgressMessages
-from bot.queue import Queue
-from bot.reposts import Reposts
 from inference.client import EmbeddingClient
 
 

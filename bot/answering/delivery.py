@@ -18,13 +18,13 @@ from disnake.interactions.message import MessageInteraction
 from disnake.ui import ActionRow, Button
 from opentelemetry import metrics, trace
 
-from bot.answers import Asker
+from bot.admin.replies import STARTING, RefusalError
+from bot.answering.answers import Asker
+from bot.answering.limits import Limits
+from bot.answering.pages import Reply
+from bot.answering.wording import explain
 from bot.archive.port import ArchiveError
 from bot.fetch import FetchError
-from bot.limits import Limits
-from bot.pages import Reply
-from bot.replies import STARTING, RefusalError
-from bot.wording import explain
 from inference import telemetry
 from inference.errors import EmbeddingError
 

@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 from bot.archive.port import Match, Picture, Selection
 from bot.fetch import Fetcher, FetchError
-from bot.ingest import Ingest
+from bot.ingest.worker import Ingest
 from bot.pictures import Sighting, in_channel
 
 _tracer = trace.get_tracer("mapseek.bot")

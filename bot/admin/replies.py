@@ -11,8 +11,8 @@ from disnake.interactions.base import Interaction
 from disnake.interactions.message import MessageInteraction
 from opentelemetry import trace
 
+from bot.answering.wording import explain
 from bot.archive.port import ArchiveError
-from bot.wording import explain
 from inference import telemetry
 from inference.errors import EmbeddingError
 

@@ -3,14 +3,15 @@
 import disnake
 from disnake.ext import commands
 
-from bot import access, admin_wording
-from bot.access import Channel
+from bot.admin import wording as admin_wording
+from bot.admin.preferences import Preferences
+from bot.admin.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.answering.visibility import readable_channels
 from bot.archive.port import ImageArchive
-from bot.catchup import CatchUp
-from bot.preferences import Preferences
-from bot.queue import Queue
-from bot.replies import ADMINS, Command, RefusalError, Said, answer
-from bot.visibility import readable_channels
+from bot.ingest import access
+from bot.ingest.access import Channel
+from bot.ingest.catchup import CatchUp
+from bot.ingest.queue import Queue
 from inference.client import EmbeddingClient
 
 _MOST_CHANNELS = 10

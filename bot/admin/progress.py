@@ -6,9 +6,9 @@ import logging
 import aiohttp
 import disnake
 
-from bot import admin_wording
-from bot.backfill import Backfill
-from bot.jobs import Jobs, Report
+from bot.admin import wording as admin_wording
+from bot.ingest.backfill import Backfill
+from bot.ingest.jobs import Jobs, Report
 
 _log = logging.getLogger("mapseek.bot")
 

@@ -5,14 +5,14 @@ import re
 import disnake
 from disnake.ext import commands
 
+from bot.admin.preferences import Preferences
+from bot.admin.replies import Command, Press, RefusalError, Said, answer, is_admin
 from bot.archive.port import Selection
-from bot.backfill import Backfill
-from bot.forgotten import Forgotten
-from bot.ingest import Ingest
+from bot.ingest.backfill import Backfill
+from bot.ingest.forgotten import Forgotten
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 from bot.pictures import in_channel
-from bot.preferences import Preferences
-from bot.queue import Queue
-from bot.replies import Command, Press, RefusalError, Said, answer, is_admin
 
 _PREFIX = "mapseek:forget"
 _LINK = re.compile(

@@ -3,15 +3,16 @@
 import disnake
 from disnake.ext import commands
 
-from bot import access, admin_wording
-from bot.access import Channel
-from bot.backfill import Backfill
-from bot.history import Place, place_of
-from bot.ingest import Ingest
-from bot.preferences import Preferences
-from bot.progress import ProgressMessages
-from bot.queue import Queue
-from bot.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.admin import wording as admin_wording
+from bot.admin.preferences import Preferences
+from bot.admin.progress import ProgressMessages
+from bot.admin.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.ingest import access
+from bot.ingest.access import Channel
+from bot.ingest.backfill import Backfill
+from bot.ingest.history import Place, place_of
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 
 _PAGE = 8
 

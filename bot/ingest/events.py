@@ -5,15 +5,15 @@ import logging
 import disnake
 from disnake.ext import commands
 
+from bot.admin.preferences import Preferences
 from bot.archive.port import Selection
-from bot.backfill import Backfill
-from bot.catchup import CatchUp
-from bot.history import is_by_machine
-from bot.ingest import Ingest
+from bot.ingest.backfill import Backfill
+from bot.ingest.catchup import CatchUp
+from bot.ingest.history import is_by_machine
+from bot.ingest.positions import Positions
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 from bot.pictures import in_message, in_payload
-from bot.positions import Positions
-from bot.preferences import Preferences
-from bot.queue import Queue
 
 _log = logging.getLogger("mapseek.bot")
 

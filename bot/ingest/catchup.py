@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import disnake
 from opentelemetry import trace
 
-from bot import access, history
-from bot.forgotten import now_id
-from bot.history import HistoryError, NoAccessError, NoChannelError, Place
-from bot.ingest import Ingest
-from bot.pause import Pause
-from bot.positions import Positions
-from bot.preferences import Preferences
-from bot.queue import Lane, Queue
-from bot.reconcile import reconcile
+from bot.admin.preferences import Preferences
+from bot.ingest import access, history
+from bot.ingest.forgotten import now_id
+from bot.ingest.history import HistoryError, NoAccessError, NoChannelError, Place
+from bot.ingest.pause import Pause
+from bot.ingest.positions import Positions
+from bot.ingest.queue import Lane, Queue
+from bot.ingest.reconcile import reconcile
+from bot.ingest.worker import Ingest
 
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")

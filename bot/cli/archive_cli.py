@@ -1,6 +1,6 @@
 """`mapseek archive`: setting up, checking and moving the archive.
 
-Every command imports what it needs when it runs; see `bot.cli`.
+Every command imports what it needs when it runs; see `bot.cli.main`.
 """
 # ruff: noqa: PLC0415 - imports wait for their command
 # ruff: noqa: FBT002 - typer makes options of parameters
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bot import moving_cli
+from bot.cli import moving_cli
 
 app = typer.Typer(
     name="archive",
@@ -48,7 +48,7 @@ def init(
 
     It may be run at any time: what is there already stays, what is old is brought up to date.
     """
-    from bot.archive_commands import init as run
+    from bot.cli.archive_commands import init as run
 
     raise typer.Exit(run(tuple(dimensions or ()), only_print=show, wait_s=wait))
 
@@ -64,7 +64,7 @@ def status(
     Atlas says nothing about indexes that are missing, misspelt or for vectors of another length:
     searches just find nothing. This tells, and says what to do. It ends with 1 if it must be done.
     """
-    from bot.archive_commands import status as run
+    from bot.cli.archive_commands import status as run
 
     raise typer.Exit(run(as_json=as_json))
 
@@ -86,7 +86,7 @@ def migrate(
     The archive serves all the while: the old index goes last. Stopping it loses nothing; the same
     command goes on from there.
     """
-    from bot.archive_commands import migrate as run
+    from bot.cli.archive_commands import migrate as run
 
     raise typer.Exit(run(model, wait_s=wait))
 
@@ -104,7 +104,7 @@ def verify(
     Every entry must be readable and there once, and a picture's own vector must find it. It works
     for both kinds of archive, and ends with 1 if something is wrong.
     """
-    from bot import commandline
+    from bot.cli import commandline
 
     raise typer.Exit(commandline.verify(samples=samples))
 

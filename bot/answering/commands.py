@@ -1,6 +1,6 @@
 """The commands that members use, and the buttons below the answers.
 
-Thin: what is found and said is decided in `bot.answers`, how it is delivered in `bot.delivery`.
+Thin: what is found and said is decided in `answers`, how it is delivered in `delivery`.
 """
 
 import re
@@ -14,18 +14,18 @@ from disnake.interactions.application_command import (
     MessageCommandInteraction,
 )
 
-from bot.answers import Answers, Asker
+from bot.admin.replies import RefusalError
+from bot.answering.answers import Answers, Asker
+from bot.answering.delivery import Click, Delivery
+from bot.answering.hits import Checker
+from bot.answering.limits import Limits
+from bot.answering.pages import Pages, Reply
+from bot.answering.questions import Action, Press, is_ours, press_of
 from bot.archive.port import ImageArchive
-from bot.delivery import Click, Delivery
 from bot.fetch import Fetcher
-from bot.hits import Checker
-from bot.ingest import Ingest
-from bot.limits import Limits
-from bot.pages import Pages, Reply
+from bot.ingest.queue import Queue
+from bot.ingest.worker import Ingest
 from bot.pictures import Sighting, in_message, in_option
-from bot.questions import Action, Press, is_ours, press_of
-from bot.queue import Queue
-from bot.replies import RefusalError
 from bot.settings import BotSettings, UrlSearch
 from inference.client import EmbeddingClient
 

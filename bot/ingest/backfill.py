@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import disnake
 from opentelemetry import metrics, trace
 
-from bot import access, history
+from bot.admin.preferences import Preferences
 from bot.archive.port import Selection
-from bot.forgotten import Forgotten, now_id
-from bot.history import HistoryError, NoAccessError, NoChannelError, Place
-from bot.ingest import Ingest
-from bot.jobs import Job, Jobs, State
-from bot.pause import Pause
-from bot.preferences import Preferences
-from bot.queue import Lane, Queue
+from bot.ingest import access, history
+from bot.ingest.forgotten import Forgotten, now_id
+from bot.ingest.history import HistoryError, NoAccessError, NoChannelError, Place
+from bot.ingest.jobs import Job, Jobs, State
+from bot.ingest.pause import Pause
+from bot.ingest.queue import Lane, Queue
+from bot.ingest.worker import Ingest
 
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")

@@ -11,11 +11,11 @@ from collections import deque
 
 import disnake
 
-from bot import access, history
 from bot.archive.port import Selection
-from bot.history import NoAccessError, NoChannelError, Place
-from bot.ingest import Ingest
-from bot.queue import Lane, Queue
+from bot.ingest import access, history
+from bot.ingest.history import NoAccessError, NoChannelError, Place
+from bot.ingest.queue import Lane, Queue
+from bot.ingest.worker import Ingest
 
 _log = logging.getLogger("mapseek.bot")
 

@@ -1,0 +1,1 @@
+"""What admins decide, and what people want forgotten."""

@@ -1,0 +1,1 @@
+"""The one `mapseek` command."""

@@ -1,0 +1,1 @@
+"""How posts come into the archive, and how the archive stays true to Discord."""
