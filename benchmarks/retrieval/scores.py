@@ -17,7 +17,7 @@ _Z = 1.959964
 
 # What the words mean: of the answers that say so, this fraction has to be right.
 SAME_PRECISION = 0.99
-SIMILAR_PRECISION = 0.5
+SIMILAR_PRECISION = 0.6
 # Fewer answers than this prove nothing.
 _LEAST_ANSWERS = 30
 
@@ -174,15 +174,12 @@ def thresholds(answers: Answers) -> tuple[float, float] | None:
     )
     if same is None:
         return None
-    # From above: the first bin in which most answers are wrong ends the band.
     similar = same
-    for low, high in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
-        if high > same:
-            continue
-        right, given = answers.counts(low, high)
+    for step in reversed([step for step in steps if step < same]):
+        right, given = answers.counts(step, same)
         if given and right / given < SIMILAR_PRECISION:
             break
-        similar = low
+        similar = step
     return same, similar
 
 
