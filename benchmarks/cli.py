@@ -297,6 +297,14 @@ def retrieval(
     failures: Annotated[
         int, typer.Option(min=0, help="How many failures of each kind are drawn.")
     ] = 120,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Only this source's pictures may be in examples.png, which you mean to publish; "
+            "repeat. [all]",
+        ),
+    ] = None,
     cache: Annotated[
         Path, typer.Option(metavar="DIR", help="Keeps what is drawn and embedded.")
     ] = Path("results/retrieval-set"),
@@ -341,6 +349,7 @@ def retrieval(
         views=tuple(dict.fromkeys(views or ("full",))),
         calibrate=calibrate,
         failures=failures,
+        show=tuple(show or ()),
         cache=cache,
         out=out,
         workers=workers or usable_cores(),

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ class RetrievalOptions:
         views: Ways of looking at the queries, by name.
         calibrate: Whether thresholds are written into the first model's manifest.
         failures: How many failures of each kind of query are drawn.
+        show: Sources whose pictures `examples.png` may show; none: all.
         cache: Folder of what is drawn and embedded.
         out: Folder of plots and sheets.
         workers: Drawing processes.
@@ -79,6 +80,7 @@ class RetrievalOptions:
     views: Sequence[str] = ("full",)
     calibrate: bool = False
     failures: int = 120
+    show: Sequence[str] = ()
     cache: Path
     out: Path
     workers: int
@@ -145,6 +147,10 @@ class _Bench:
         cache = files[0].parents[1] / "vectors" / _file_name(embedder.name) / f"{archive}.npy"
         say = self.say(f"{embedder.name}: distractors for {archive}")
         return embed_files(embedder, files, cache, say)
+
+    def may_show(self, one: Map) -> bool:
+        """Whether a map may be on the sheet of examples."""
+        return not self.options.show or one.source in self.options.show
 
     def say(self, what: str) -> Callable[[float], None]:
         """Progress of one step."""
@@ -325,8 +331,12 @@ def _draw(bench: _Bench, run: Run, answers: Answers, found: Thresholds | None) -
         if query is Kind.POOR:
             rng = np.random.default_rng(bench.options.seed)
             for group in (np.flatnonzero(ranking.rank == 1), missed):
-                picked = rng.permutation(group)[:_EXAMPLES]
-                examples += [_case(bench, ranking, query, int(index)) for index in picked]
+                shown = [index for index in rng.permutation(group) if bench.may_show(maps[index])]
+                for index in shown[:_EXAMPLES]:
+                    case = _case(bench, ranking, query, int(index))
+                    rival = maps[int(ranking.rival_index[index])]
+                    hidden = ranking.rank[index] > 1 and not bench.may_show(rival)
+                    examples.append(replace(case, found=None) if hidden else case)
     if examples:
         draw_sheet(examples, 1).save(out / "examples.png")
 

@@ -11,6 +11,7 @@ _CAPTION = 30
 _GAP = 6
 _PER_PAGE = 24
 _COLUMNS = 2
+_INK = (225, 226, 230)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,13 @@ class Case:
 
     Attributes:
         query: The picture that was asked with.
-        found: The picture that came first.
+        found: The picture that came first; None where it may not be shown.
         right: The picture that should have come first.
         captions: A line for each of the three.
     """
 
     query: Path
-    found: Path
+    found: Path | None
     right: Path
     captions: tuple[str, str, str]
 
@@ -54,16 +55,17 @@ def draw_sheet(cases: Sequence[Case], columns: int) -> Image.Image:
         left = index % columns * (wide + 2 * _GAP) + _GAP
         top = index // columns * tall
         for place, path in enumerate((case.query, case.found, case.right)):
-            _put(sheet, (left + place * (_TILE[0] + _GAP), top), path, case.captions[place])
+            at = (left + place * (_TILE[0] + _GAP), top)
+            font = ImageFont.load_default(size=11)
+            ImageDraw.Draw(sheet).text((at[0], at[1] + 3), case.captions[place], _INK, font)
+            if path is not None:
+                _put(sheet, (at[0], at[1] + _CAPTION - 12), path)
     return sheet
 
 
-def _put(sheet: Image.Image, at: tuple[int, int], path: Path, caption: str) -> None:
+def _put(sheet: Image.Image, at: tuple[int, int], path: Path) -> None:
     with Image.open(path) as opened:
         opened.draft("RGB", _TILE)
         picture = opened.convert("RGB")
     fitted = ImageOps.contain(picture, _TILE, Image.Resampling.LANCZOS)
-    sheet.paste(fitted, (at[0] + (_TILE[0] - fitted.width) // 2, at[1] + _CAPTION - 12))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=11)
-    draw.text((at[0], at[1] + 3), caption, (225, 226, 230), font)
+    sheet.paste(fitted, (at[0] + (_TILE[0] - fitted.width) // 2, at[1]))

@@ -95,7 +95,7 @@ def _render(rng: np.random.Generator, pixels: Pixels, side: int) -> View:
         first = np.array([left, top]) / size * 2 - 1
         last = np.array([left + width, top + height]) / size * 2 - 1
         corners = np.where(_UNIT_CORNERS < 0, first, last).astype(np.float32)
-    pixels = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     if rng.random() < 0.5:
         pixels = wear.jpeg(pixels, int(rng.integers(60, 96)))
+    pixels = wear.squash(rng, pixels, side)
     return View(pixels, corners)

@@ -151,9 +151,37 @@ def transmit(rng: np.random.Generator, picture: Pixels, side: int, hardness: flo
     if rng.random() < 0.4 + 0.55 * hardness:
         worst = round(90 - 72 * hardness)
         picture = jpeg(picture, int(rng.integers(worst, 96)))
-    how = cv2.INTER_AREA if min(picture.shape[:2]) >= side else cv2.INTER_CUBIC
-    square: Pixels = cv2.resize(picture, (side, side), interpolation=how)
-    return square
+    return squash(rng, picture, side)
+
+
+def squash(rng: np.random.Generator, picture: Pixels, side: int) -> Pixels:
+    """Resize to the model's square, in one of the ways that decoders do it.
+
+    The server may shrink a JPEG while decoding it, then by whole steps, then by a filter; other
+    clients have filters of their own. No embedding should depend on which it was.
+    """
+    height, width = picture.shape[:2]
+    if min(height, width) < side:
+        square: Pixels = cv2.resize(picture, (side, side), interpolation=_enlarging(rng))
+        return square
+    steps = min(height, width) // side
+    if steps >= 2 and rng.random() < 0.5:
+        share = int(rng.integers(2, steps + 1))
+        size = (width // share, height // share)
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.4:
+        shrunk: Pixels = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        return shrunk
+    # As a filter with support would: blur to the new scale, then sample.
+    scale = np.array([width, height]) / side
+    sigma = np.maximum(0.05, (scale - 1) * rng.uniform(0.2, 0.5))
+    blurred = cv2.GaussianBlur(picture, (0, 0), sigma[0], sigmaY=sigma[1])
+    sampled: Pixels = cv2.resize(blurred, (side, side), interpolation=_enlarging(rng))
+    return sampled
+
+
+def _enlarging(rng: np.random.Generator) -> int:
+    return (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[int(rng.integers(3))]
 
 
 def jpeg(picture: Pixels, quality: int) -> Pixels:
