@@ -23,6 +23,10 @@ STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's standard deviation of RGB in 0..1."""
 
 
+FAR: Final = -10.0
+"""A cosine that no softmax notices. Infinity would make the temperature's gradient 0 times it."""
+
+
 class Encoded(NamedTuple):
     """What the network says about a batch of upright maps."""
 
@@ -73,10 +77,10 @@ class Memory(nn.Module):
     def similarities(self, queries: Tensor, numbers: Tensor) -> Tensor:
         """Cosines of unit vectors (n, d) to what is remembered of other items: (n, size).
 
-        Those to views of the same item, and to places still empty, are minus infinity.
+        Those to views of the same item, and to places still empty, are `FAR`.
         """
         own = (self.numbers[None] == numbers[:, None]) | (self.numbers[None] < 0)
-        return (queries @ self.embeddings.T).masked_fill(own, -torch.inf)
+        return (queries @ self.embeddings.T).masked_fill(own, FAR)
 
     def add(self, embeddings: Tensor, numbers: Tensor) -> None:
         """Remember unit vectors (n, d) in place of the oldest."""

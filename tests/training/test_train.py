@@ -31,7 +31,7 @@ from exporter.training.config import (
     ScheduleSettings,
     Settings,
 )
-from exporter.training.model import Memory, build_tower, save_folder
+from exporter.training.model import FAR, Memory, build_tower, save_folder
 from exporter.training.train import Inputs, Trainer
 
 pytestmark = pytest.mark.exporter
@@ -209,7 +209,7 @@ def test_a_query_is_held_against_what_the_memory_holds_of_other_items() -> None:
     own, other = torch.eye(3)[:2].split(1)
     memory.add(torch.cat([own, other]), torch.tensor([7, 8]))
     known = memory.similarities(own, torch.tensor([7]))
-    assert known.tolist() == [[-torch.inf, 0.0, -torch.inf, -torch.inf]]
+    assert known.tolist() == [[FAR, 0.0, FAR, FAR]]
     alone, _ = losses.info_nce(own, own, torch.tensor(5.0))
     crowded, _ = losses.info_nce(own, own, torch.tensor(5.0), known)
     assert crowded > alone
