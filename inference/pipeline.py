@@ -195,14 +195,7 @@ class Pipeline:
         Raises:
             EmbeddingError: As `embed` and `embed_text` raise it.
         """
-        path: _Path[Any]
-        match items[0]:
-            case bytes():
-                path = self._images
-            case str():
-                path = self._text_path()
-            case _:
-                path = self._pixels
+        path = self._path_of(items[0])
         if wait:
             tasks = [
                 asyncio.create_task(self._embed(path, item, lane, wait=True)) for item in items
@@ -344,6 +337,11 @@ class Pipeline:
             watchdog.cancel()
         self._health.succeeded()
         return ran.value
+
+    def _path_of(self, item: bytes | Pixels | str) -> "_Path[Any]":
+        if isinstance(item, bytes):
+            return self._images
+        return self._text_path() if isinstance(item, str) else self._pixels
 
     def _text_path(self) -> _Path[str]:
         if self._texts is None:

@@ -161,14 +161,20 @@ def served(
     """
     parameters = {MANIFEST: manifest.model_dump_json(exclude={"tools"}), **parameters}
     version = version_of(manifest.model_id)
+    name = image_model_name(manifest)
     models = [
         Model(
-            name=image_model_name(manifest),
+            name=given,
             version=version,
-            inputs=(IMAGES, pixels(manifest)),
+            inputs=inputs,
             output=image_embeds(manifest),
             max_batch=max_batch,
             parameters=parameters,
+        )
+        for given, inputs in (
+            (name, (IMAGES, pixels(manifest))),
+            # As Triton serves it: for tools that fill every input that there is.
+            (f"{name}_pixels", (pixels(manifest),)),
         )
     ]
     if manifest.text is not None:

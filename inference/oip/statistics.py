@@ -24,10 +24,11 @@ class Statistics:
         """A request was answered."""
         self._last_ms = time.time_ns() // 1_000_000
         self._count("success", took_s)
+        # A request takes as long as its slowest element.
+        self._took_ns["decode"] += _ns(max(one.decode_s for one in embedded))
+        self._took_ns["queue"] += _ns(max(one.queue_s for one in embedded))
+        self._took_ns["inference"] += _ns(max(one.inference_s for one in embedded))
         for one in embedded:
-            self._took_ns["decode"] += _ns(one.decode_s)
-            self._took_ns["queue"] += _ns(one.queue_s)
-            self._took_ns["inference"] += _ns(one.inference_s)
             self._items[one.batch_size] += 1
             self._run_ns[one.batch_size] += _ns(one.inference_s)
 
@@ -37,7 +38,7 @@ class Statistics:
 
     def message(self, model: Model) -> oip.ModelStatistics:
         """The counts so far."""
-        items = self._items.total()
+        answered = self._requests["success"]
 
         def duration(stage: str, count: int) -> oip.StatisticDuration:
             return oip.StatisticDuration(count=count, ns=self._took_ns[stage])
@@ -46,16 +47,16 @@ class Statistics:
             name=model.name,
             version=str(model.version),
             last_inference=self._last_ms,
-            inference_count=items,
+            inference_count=self._items.total(),
             # Each of the items of a run stands for its part of it.
             execution_count=round(sum(count / size for size, count in self._items.items())),
             inference_stats=oip.InferStatistics(
-                success=duration("success", self._requests["success"]),
+                success=duration("success", answered),
                 fail=duration("fail", self._requests["fail"]),
-                queue=duration("queue", items),
-                compute_input=duration("decode", items),
-                compute_infer=duration("inference", items),
-                compute_output=oip.StatisticDuration(count=items),
+                queue=duration("queue", answered),
+                compute_input=duration("decode", answered),
+                compute_infer=duration("inference", answered),
+                compute_output=oip.StatisticDuration(count=answered),
             ),
             batch_stats=[
                 oip.InferBatchStatistics(
