@@ -52,10 +52,14 @@ replies: $(VENV)/.dev ## Draws the replies that the README shows, and measures h
 clean: ## Removes what the targets above made
 	rm -rf $(VENV) demo-out
 
-# Fills a folder with the stubs. protoc finds its mypy plug-in on the PATH.
+# Fills a folder with the stubs. protoc finds its mypy plug-in on the PATH. Those of the Open Inference
+# Protocol get a descriptor pool of their own: a process can register its messages only once, and
+# whoever uses Triton's or KServe's client beside ours has registered theirs.
 protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
-  $$(find proto -name '*.proto')
+  $$(find proto -name '*.proto') && \
+  sed -i.bak 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' $(1)/mapseek/oip/*_pb2.py && \
+  rm $(1)/mapseek/oip/*.bak
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("mapseek needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'

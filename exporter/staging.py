@@ -10,14 +10,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from exporter.errors import ExportError
-from inference.artifact import MANIFEST, Artifact, Manifest
-from inference.errors import StartupError
+from inference.artifact import MANIFEST, Manifest
 
 _PARTIAL: Final = "partial"
 _FORMER: Final = "former"
@@ -25,14 +25,24 @@ _FORMER: Final = "former"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+Files = Callable[[Manifest], AbstractSet[str]]
+"""Which files a folder with this manifest holds, relative to it."""
+
+
+def artifact_files(manifest: Manifest) -> AbstractSet[str]:
+    """The files of a model folder, as the server loads it."""
+    return {MANIFEST, *manifest.sha256}
+
+
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, files: Files = artifact_files) -> Iterator[Path]:
     """Gives an empty folder to write into, and puts it in place of `out` at the end.
 
     Whatever ends the block early (an error, Ctrl-C) removes the folder and leaves `out` as it was.
 
     Args:
         out: Where the folder shall lie. It may hold an older artifact, or nothing.
+        files: What an artifact holds; a model folder's, unless told otherwise.
 
     Yields:
         The folder to write into, on the same file system as `out`.
@@ -41,11 +51,11 @@ def staged(out: Path) -> Iterator[Path]:
         ExportError: `out` holds something else than an artifact, or the disk is full.
     """
     out = out.absolute()
-    check_replaceable(out)
+    check_replaceable(out, files)
     with _disk_errors(out):
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            _clean_up(out)
+            _clean_up(out, files)
             partial = Path(tempfile.mkdtemp(prefix=_prefix(out, _PARTIAL), dir=out.parent))
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -56,7 +66,7 @@ def staged(out: Path) -> Iterator[Path]:
         with _disk_errors(out):
             yield partial
             _flush(partial)
-            check_replaceable(out)
+            check_replaceable(out, files)
             _swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,11 +85,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path, files: Files = artifact_files) -> None:
     """Refuses to replace what no export has written.
 
     Args:
         out: Missing, an empty folder, or an artifact without foreign files.
+        files: What an artifact holds.
 
     Raises:
         ExportError: It is something else.
@@ -102,12 +113,18 @@ def check_replaceable(out: Path) -> None:
             f"{out / MANIFEST} is not an exported model's, so {out} is left alone: "
             "choose another folder."
         ) from None
-    foreign = sorted(found - {MANIFEST, *manifest.sha256})
+    own = {path for file in files(manifest) for path in (file, *map(str, Path(file).parents))}
+    foreign = sorted(_everything(out) - own)
     if foreign:
         raise ExportError(
             f"{out} holds {foreign[0]} beside an exported model, which replacing it would delete: "
             "move it away or choose another folder."
         )
+
+
+def _everything(folder: Path) -> set[str]:
+    """Files and folders below a folder, relative to it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def _swap(partial: Path, out: Path) -> None:
@@ -128,10 +145,10 @@ def _swap(partial: Path, out: Path) -> None:
         shutil.rmtree(former, ignore_errors=True)
 
 
-def _clean_up(out: Path) -> None:
+def _clean_up(out: Path, files: Files) -> None:
     """Removes what killed runs left, and takes back an artifact that one had set aside."""
     for former in out.parent.glob(_prefix(out, _FORMER) + "*"):
-        if not out.exists() and _is_whole(former):
+        if not out.exists() and _is_whole(former, files):
             former.rename(out)
         else:
             shutil.rmtree(former, ignore_errors=True)
@@ -142,12 +159,12 @@ def _clean_up(out: Path) -> None:
             os.close(lock)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, files: Files) -> bool:
     try:
-        Artifact.load(folder)
-    except StartupError:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
         return False
-    return True
+    return all((folder / file).is_file() for file in files(manifest))
 
 
 def _prefix(out: Path, kind: str) -> str:
@@ -167,7 +184,7 @@ def _lock(folder: Path) -> int | None:
 
 def _flush(folder: Path) -> None:
     """Brings the files to the disk, so that a power cut cannot leave a manifest of empty files."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
 

@@ -48,21 +48,21 @@ class Admission:
         """How many items hold a slot."""
         return self._inside[Lane.INTERACTIVE] + self._inside[Lane.BULK]
 
-    def try_enter(self, lane: Lane) -> None:
-        """Takes a slot at once.
+    def try_enter(self, lane: Lane, count: int = 1) -> None:
+        """Takes `count` slots at once, or none.
 
         Raises:
-            OverloadedError: There is none for this lane; it says when to try again.
+            OverloadedError: There are not so many for this lane; it says when to try again.
             ShuttingDownError: `close` was called.
         """
         if self._closed:
             raise ShuttingDownError
-        if not self._has_room(lane):
+        if not self._has_room(lane, count):
             raise OverloadedError(
                 f"The server is full: it is working on {self.inside} items. Try again later.",
                 retry_after_ms=self.retry_after_ms(),
             )
-        self._let_in(lane)
+        self._let_in(lane, count)
 
     async def enter(self, lane: Lane) -> None:
         """Takes a slot as soon as it is this caller's turn.
@@ -122,11 +122,11 @@ class Admission:
         """Waits until no item holds a slot."""
         await self._empty.wait()
 
-    def _has_room(self, lane: Lane) -> bool:
-        if self.inside >= self._slots:
+    def _has_room(self, lane: Lane, count: int = 1) -> bool:
+        if self.inside + count > self._slots:
             return False
-        return lane is Lane.INTERACTIVE or self._inside[Lane.BULK] < self._bulk_slots
+        return lane is Lane.INTERACTIVE or self._inside[Lane.BULK] + count <= self._bulk_slots
 
-    def _let_in(self, lane: Lane) -> None:
-        self._inside[lane] += 1
+    def _let_in(self, lane: Lane, count: int = 1) -> None:
+        self._inside[lane] += count
         self._empty.clear()

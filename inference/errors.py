@@ -5,6 +5,7 @@ The tree::
     EmbeddingError
     ├── InvalidInputError      the picture or the text is at fault; sending it again will not help
     ├── UnsupportedError       the model that is served cannot do this
+    ├── UnknownModelError      the server has no model of that name or version
     ├── OverloadedError        the server is full; try again in `retry_after_ms`
     ├── UnavailableError       no server takes work there (yet, or any more); try again later
     │   └── ShuttingDownError    the server is draining; try another one
@@ -32,6 +33,10 @@ class InvalidInputError(EmbeddingError):
 
 class UnsupportedError(EmbeddingError):
     """The model that is served cannot do what was asked."""
+
+
+class UnknownModelError(EmbeddingError):
+    """The server has no model of the name, or the version, that was asked for."""
 
 
 class OverloadedError(EmbeddingError):

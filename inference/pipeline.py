@@ -21,11 +21,16 @@ from inference import observation
 from inference.admission import Admission
 from inference.batcher import Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
-from inference.errors import EngineMemoryError, InferenceError, UnsupportedError
+from inference.errors import (
+    EngineMemoryError,
+    InferenceError,
+    InvalidInputError,
+    UnsupportedError,
+)
 from inference.health import Health
 from inference.lanes import Lane
 from inference.observation import Observation
-from inference.threads import LaneThreads
+from inference.threads import LaneThreads, Ran
 
 Embedding = NDArray[np.float32]
 In = TypeVar("In")
@@ -83,9 +88,11 @@ class _Path(Generic[In]):
     """One kind of input: how it is prepared, and the batcher of its tower."""
 
     def __init__(
-        self, prepare: Callable[[In], NDArray[Any]], batcher: Batcher[_Prepared, Embedding | None]
+        self,
+        prepare: Callable[[In], NDArray[Any]] | None,
+        batcher: Batcher[_Prepared, Embedding | None],
     ) -> None:
-        self.prepare = prepare
+        self.prepare = prepare  # None: it comes prepared
         self.batcher = batcher
 
 
@@ -126,6 +133,7 @@ class Pipeline:
         # Held for every run of either tower: a batch is chosen when the thread is really free.
         self._turn = asyncio.Lock()
         self._images = self._path("image", preprocess, images)
+        self._pixels: _Path[Pixels] = _Path(None, self._images.batcher)
         self._texts: _Path[str] | None = None
         if texts is not None:
             self._engines.append(texts)
@@ -164,9 +172,54 @@ class Pipeline:
         Raises:
             UnsupportedError: The model has no text tower.
         """
-        if self._texts is None:
-            raise UnsupportedError("The model that is served here has no text tower.")
-        return await self._embed(self._texts, text, lane, wait=wait)
+        return await self._embed(self._text_path(), text, lane, wait=wait)
+
+    async def embed_all(
+        self,
+        items: Sequence[bytes] | Sequence[Pixels] | Sequence[str],
+        lane: Lane,
+        *,
+        name: str,
+        wait: bool = False,
+    ) -> list[Embedded]:
+        """Embeds a batch: all of it or, at the first failure, nothing.
+
+        Args:
+            items: Encoded pictures, pixels uint8 [S, S, 3] of the tower's size (which need no
+                decoding), or texts; all of one kind, at least one, at most as many as bulk has
+                slots.
+            lane: How urgent they are.
+            name: What to call them: an error about the fourth then begins with `NAME[3]: `.
+            wait: When the server is full: wait for slots, one by one, instead of being refused.
+
+        Raises:
+            EmbeddingError: As `embed` and `embed_text` raise it.
+        """
+        path = self._path_of(items[0])
+        if wait:
+            tasks = [
+                asyncio.create_task(self._embed(path, item, lane, wait=True)) for item in items
+            ]
+        else:
+            try:
+                self._admission.try_enter(lane, len(items))
+            except BaseException as error:
+                for _ in items:
+                    observation.rejected(error)
+                raise
+            tasks = [asyncio.create_task(self._admitted(path, item, lane)) for item in items]
+            for task in tasks:  # a task that is cancelled before it starts has no `finally`
+                task.add_done_callback(lambda _: self._admission.leave(lane))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for number, task in enumerate(tasks):
+                if task.done() and not task.cancelled():
+                    _raise_named(task.exception(), f"{name}[{number}]")
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def warm_up(self) -> None:
         """Runs the towers on the engine's thread until they are at full speed.
@@ -220,9 +273,20 @@ class Pipeline:
         except BaseException as error:
             observation.rejected(error)
             raise
-        observed = Observation(lane)
         try:
-            decoded = await self._decoders.run(partial(path.prepare, data), lane)
+            return await self._admitted(path, data, lane)
+        finally:
+            self._admission.leave(lane)
+
+    async def _admitted(self, path: _Path[In], data: In, lane: Lane) -> Embedded:
+        """Embeds one item that holds a slot."""
+        observed = Observation(lane)
+        decoded: Ran[NDArray[Any]]
+        try:
+            if path.prepare is None:
+                decoded = Ran(value=np.asarray(data), waited_s=0.0, ran_s=0.0)
+            else:
+                decoded = await self._decoders.run(partial(path.prepare, data), lane)
             observed.decoded(decoded)
             batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
             embedding = _numbers(batched.value)
@@ -231,7 +295,6 @@ class Pipeline:
             observed.failed(error)
             raise
         finally:
-            self._admission.leave(lane)
             observed.left()
         return Embedded(
             embedding=embedding,
@@ -275,8 +338,26 @@ class Pipeline:
         self._health.succeeded()
         return ran.value
 
+    def _path_of(self, item: bytes | Pixels | str) -> "_Path[Any]":
+        if isinstance(item, bytes):
+            return self._images
+        return self._text_path() if isinstance(item, str) else self._pixels
+
+    def _text_path(self) -> _Path[str]:
+        if self._texts is None:
+            raise UnsupportedError("The model that is served here has no text tower.")
+        return self._texts
+
     def _paths(self) -> "list[_Path[Any]]":
         return [self._images] if self._texts is None else [self._images, self._texts]
+
+
+def _raise_named(error: BaseException | None, name: str) -> None:
+    """Raises an error of one item of a batch; where the item is at fault, by its name."""
+    if isinstance(error, InvalidInputError):
+        raise InvalidInputError(f"{name}: {error}") from error
+    if error is not None:
+        raise error
 
 
 def _rows(embed: Callable[[Any], Embeddings], items: Sequence[Any]) -> list[Embedding | None]:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from mapseek.oip import open_inference_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
-from inference import bind, probes, service, telemetry
+from inference import bind, probes, reflection, service, telemetry
 from inference.artifact import Artifact, Manifest
 from inference.auth import TokenInterceptor
 from inference.engine import (
@@ -33,6 +33,7 @@ from inference.engine import (
 )
 from inference.errors import StartupError
 from inference.malformed import MalformedInterceptor
+from inference.oip import service as oip
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
@@ -109,14 +110,23 @@ class RunningServer:
     ) -> None:
         self._settings = settings
         self._load = load
-        self._probes = ProbeService(["", service.SERVICE_NAME])
+        self._probes = ProbeService(["", service.SERVICE_NAME, oip.SERVICE_NAME])
+        limits = pb.Limits(
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            max_message_bytes=settings.max_message_bytes,
+            max_text_chars=settings.max_text_chars,
+        )
         self._service = EmbeddingService(
-            limits=pb.Limits(
-                max_image_bytes=settings.max_image_bytes,
-                max_image_pixels=settings.max_image_pixels,
-                max_message_bytes=settings.max_message_bytes,
-                max_text_chars=settings.max_text_chars,
-            ),
+            limits=limits,
+            stream_window=settings.stream_window,
+            stream_idle_s=settings.stream_idle_s,
+        )
+        self._oip = oip.OpenInferenceService(
+            answering=self._service.answering,
+            serving=lambda: self._probes.serving,
+            limits=limits,
+            max_batch=settings.queue_size - settings.queue_size // 4,  # what bulk may take
             stream_window=settings.stream_window,
             stream_idle_s=settings.stream_idle_s,
         )
@@ -166,6 +176,7 @@ class RunningServer:
         """Refuses what is new, lets running calls finish within `drain_s`, and stops."""
         self._probes.close()
         self._service.close()
+        self._oip.close()
         drain_s = 0.0 if self._life.done() else self._settings.drain_s
         try:
             async with asyncio.timeout(drain_s):
@@ -184,6 +195,7 @@ class RunningServer:
         settings = self._settings
         interceptors = telemetry.server_interceptors()
         interceptors.append(MalformedInterceptor(service.SERVICE_NAME))
+        interceptors.append(MalformedInterceptor(oip.SERVICE_NAME))
         if settings.token is not None:
             interceptors.append(TokenInterceptor(settings.token.get_secret_value()))
         server = grpc.aio.server(
@@ -194,9 +206,8 @@ class RunningServer:
         )
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
-        reflection.enable_server_reflection(
-            [service.SERVICE_NAME, probes.SERVICE_NAME, reflection.SERVICE_NAME], server
-        )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._oip, server)
+        reflection.enable(server, [service.SERVICE_NAME, oip.SERVICE_NAME, probes.SERVICE_NAME])
         return server
 
     async def _live(self) -> None:
@@ -231,6 +242,7 @@ class RunningServer:
             raise errors.exceptions[0] from None
 
     def _open(self, backend: Backend) -> None:
+        self._oip.open(backend)
         self._service.open(backend)
         self._ready.set()
         self._on_health(backend.pipeline.healthy, "")

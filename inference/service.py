@@ -102,7 +102,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self, request: pb.EmbedRequest, context: Context
     ) -> pb.EmbedResponse:
         """Embeds one image, or refuses at once when the server is full."""
-        async with self._answering(context) as backend:
+        async with self.answering(context) as backend:
             # Reading the field copies it, so it is read once, and the message is let go.
             image, lane = request.image, _LANES.get(request.lane, Lane.INTERACTIVE)
             del request
@@ -118,7 +118,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         context: Context,
     ) -> None:
         """Embeds many images over one call."""
-        async with self._answering(context) as backend:
+        async with self.answering(context) as backend:
 
             async def embed(image_id: int, image: bytes) -> pb.StreamResult:
                 embedded = await backend.pipeline.embed(image, Lane.BULK, wait=True)
@@ -139,7 +139,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self, request: pb.EmbedTextRequest, context: Context
     ) -> pb.EmbedTextResponse:
         """Embeds one text."""
-        async with self._answering(context) as backend:
+        async with self.answering(context) as backend:
             if not backend.has_text:
                 raise UnsupportedError(
                     f"The model {backend.manifest.name} embeds images only: it has no text tower."
@@ -160,7 +160,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         context: Context,
     ) -> pb.GetModelResponse:
         """Describes the model and the limits."""
-        async with self._answering(context) as backend:
+        async with self.answering(context) as backend:
             return pb.GetModelResponse(model=_model(backend), limits=self._limits)
 
     def _ready_backend(self) -> Backend:
@@ -171,8 +171,11 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         return self._backend
 
     @asynccontextmanager
-    async def _answering(self, context: Context) -> AsyncIterator[Backend]:
-        """Counts a call, and turns whatever goes wrong in it into a status."""
+    async def answering(self, context: Context) -> AsyncIterator[Backend]:
+        """Counts a call, and turns whatever goes wrong in it into a status.
+
+        For every service of the server, so that all of them start and drain together.
+        """
         self._calls += 1
         self._no_calls.clear()
         try:

@@ -10,6 +10,7 @@ from inference.errors import (
     OverloadedError,
     UnauthenticatedError,
     UnavailableError,
+    UnknownModelError,
     UnsupportedError,
 )
 
@@ -22,6 +23,7 @@ UNFORESEEN = "The server failed on this request; the cause is in the server's lo
 _CODES: dict[type[EmbeddingError], grpc.StatusCode] = {
     InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    UnknownModelError: grpc.StatusCode.NOT_FOUND,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,

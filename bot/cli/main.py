@@ -145,6 +145,13 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Layout(StrEnum):
+    """What is written for an exported model."""
+
+    MAPSEEK = "mapseek"
+    TRITON = "triton"
+
+
 class Kind(StrEnum):
     """What a path holds."""
 
@@ -428,37 +435,67 @@ app.add_typer(archive_app, rich_help_panel=_ARCHIVE)
 @app.command(rich_help_panel=_MODELS)
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A CLIP model: a Hugging Face id or a folder.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A CLIP model: a Hugging Face id or a folder; with --layout triton also a folder "
+            "that was exported before.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the model folder.")],
     precision: Annotated[
-        Precision, typer.Option(help="Arithmetic: fp32, fp16 for GPUs, int8 for CPUs.")
-    ] = Precision.FP32,
+        Precision | None,
+        typer.Option(help="Arithmetic: fp32 (the default), fp16 for GPUs, int8 for CPUs."),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub's model.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default the id or the folder's name.")
     ] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="A model folder for mapseek, or a model repository for Triton.")
+    ] = Layout.MAPSEEK,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Triton: most pictures in one run (64)."),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Triton: copies of the model for each device; else its default.",
+        ),
+    ] = None,
 ) -> None:
     """Export a CLIP model for serving, and verify it against the original.
 
     [dim]mapseek export openai/clip-vit-base-patch32 --out models/b32[/]
     [dim]mapseek serve --model models/b32[/]
-    """
-    from exporter.export import export_model
 
-    exported = export_model(
+    [dim]mapseek export models/b32 --layout triton --out repository[/]
+    [dim]tritonserver --model-repository=repository[/]
+    """
+    from exporter.commands import export_for
+
+    exported = export_for(
         model,
         out,
-        precision=precision.value,
+        precision=precision and precision.value,
         revision=revision,
         name=name,
+        triton=layout is Layout.TRITON,
+        max_batch=max_batch,
+        instances=instances,
         report=lambda line: typer.echo(line, err=True),
+    )
+    serve = (
+        "tritonserver --model-repository=" if layout is Layout.TRITON else "mapseek serve --model "
     )
     typer.echo(
         f"{out}: {exported.artifact.manifest.model_id}, {exported.size_bytes / 1e6:,.1f} MB, "
-        f"in {exported.elapsed_s:.0f} s. Serve it with `mapseek serve --model {out}`."
+        f"in {exported.elapsed_s:.0f} s. Serve it with `{serve}{out}`."
     )
 
 

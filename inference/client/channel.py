@@ -15,12 +15,10 @@ from inference.errors import StartupError
 _SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 
 # Every address behind the name gets its turn, but for those whose health says NOT_SERVING.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": _SERVICE_NAME},
-    }
-)
+_BALANCING: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_SERVICE_CONFIG = json.dumps({**_BALANCING, "healthCheckConfig": {"serviceName": _SERVICE_NAME}})
+# What Triton and others call their health differs, and an unknown name counts as unhealthy.
+_OPEN_SERVICE_CONFIG = json.dumps(_BALANCING)
 
 
 def open_channel(settings: ClientSettings) -> grpc.aio.Channel:
@@ -30,7 +28,10 @@ def open_channel(settings: ClientSettings) -> grpc.aio.Channel:
         StartupError: A TLS file cannot be read.
     """
     options: list[tuple[str, str | int]] = [
-        ("grpc.service_config", _SERVICE_CONFIG),
+        (
+            "grpc.service_config",
+            _OPEN_SERVICE_CONFIG if settings.open_inference else _SERVICE_CONFIG,
+        ),
         # What may be sent is the server's to say, see `Limits`; answers are small.
         ("grpc.max_send_message_length", -1),
         # A server that vanished without a word is noticed within 40 s, even by a waiting call.
@@ -43,7 +44,7 @@ def open_channel(settings: ClientSettings) -> grpc.aio.Channel:
         # Connections of its own, whatever else this process has open to the same server.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if is_local(settings.server):
+    if is_local(settings.address):
         options.append(("grpc.enable_http_proxy", 0))
     interceptors = telemetry.client_interceptors()
     if not settings.secure:

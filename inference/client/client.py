@@ -1,35 +1,32 @@
 """`EmbeddingClient`: one channel to one or many servers, and the calls over it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 import grpc.aio
-from mapseek.v1 import embedding_pb2 as pb
-from mapseek.v1 import embedding_pb2_grpc
 
 from inference.client.backoff import Backoff, is_worth_retrying
-from inference.client.bulk import BulkCall, too_long
+from inference.client.bulk import too_long
 from inference.client.channel import open_channel
-from inference.client.messages import embedded, failure, model_info
+from inference.client.own import OwnWire
 from inference.client.results import Embedded, Limits, ModelInfo, StreamItem
 from inference.client.settings import ClientSettings
+from inference.client.wire import Wire
 from inference.errors import DeadlineError, EmbeddingError, UnavailableError
-
-_LANES = {"interactive": pb.LANE_INTERACTIVE, "bulk": pb.LANE_BULK}
 
 # How long one attempt of `wait_ready` may take: enough for a slow network.
 _PROBE_S = 5.0
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+Answer = TypeVar("Answer")
 
 
 class EmbeddingClient:
     """Calls an embedding server. An async context manager: leaving it closes the channel.
 
+    It speaks `mapseek.v1`, or the Open Inference Protocol where the address begins with `oip://`.
     Every single call has a deadline that covers all its retries. A server that is full or away is
     tried again with jittered exponential back-off. One client serves any number of tasks.
 
@@ -53,7 +50,7 @@ class EmbeddingClient:
             StartupError: A TLS file cannot be read.
         """
         self._channel = open_channel(self._settings)
-        self._stub = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
+        self._wire = self._open_wire(self._channel)
         return self
 
     async def __aexit__(
@@ -65,6 +62,7 @@ class EmbeddingClient:
         """Closes the channel and ends what runs over it."""
         if self._channel is not None:
             await self._channel.close()
+            self._wire.close()
             self._channel = None
 
     async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
@@ -87,10 +85,7 @@ class EmbeddingClient:
         reason: EmbeddingError | None = None
         while (left_s := deadline - _now()) > 0:
             try:
-                response = await self._attempt(
-                    self._stub.GetModel, pb.GetModelRequest(), min(left_s, _PROBE_S)
-                )
-                return self._remember(model_info(response))
+                return self._remember(await self._wire.model(timeout_s=min(left_s, _PROBE_S)))
             except EmbeddingError as error:
                 if not (is_worth_retrying(error) or isinstance(error, DeadlineError)):
                     raise
@@ -121,6 +116,7 @@ class EmbeddingClient:
             DeadlineError: No answer came within `timeout_s`.
             UnauthenticatedError: The token is missing or wrong.
             InferenceError: The model failed; the cause is in the server's log.
+            UnknownModelError: Over the Open Inference Protocol: there is no such model.
         """
         deadline = self._deadline(timeout_s)
         # A message over the limit would be refused like a call to a full server: see first.
@@ -129,9 +125,9 @@ class EmbeddingClient:
             limits = (await self._model(deadline)).limits  # it may have been raised since
             if len(image) > limits.max_image_bytes:
                 raise too_long(image, limits.max_image_bytes)
-        request = pb.EmbedRequest(image=image, lane=_LANES[lane])
-        response = await self._call(self._stub.Embed, request, deadline)
-        return embedded(response.embedding, response.timings)
+        return await self._call(
+            lambda left_s: self._wire.embed(image, lane=lane, timeout_s=left_s), deadline
+        )
 
     async def embed_text(self, text: str, *, timeout_s: float | None = None) -> Embedded:
         """Embeds one text into the image space.
@@ -140,9 +136,9 @@ class EmbeddingClient:
             UnsupportedError: The model has no text tower.
             EmbeddingError: See `embed`.
         """
-        request = pb.EmbedTextRequest(text=text)
-        response = await self._call(self._stub.EmbedText, request, self._deadline(timeout_s))
-        return embedded(response.embedding, response.timings)
+        return await self._call(
+            lambda left_s: self._wire.embed_text(text, timeout_s=left_s), self._deadline(timeout_s)
+        )
 
     async def embed_many(
         self, images: AsyncIterable[tuple[int, bytes]]
@@ -164,38 +160,33 @@ class EmbeddingClient:
             DeadlineError: The server answered nothing for `ClientSettings.outage_s`.
             UnauthenticatedError: The token is missing or wrong.
         """
-        settings = self._settings
-        bulk = BulkCall(
-            open_call=lambda: self._stub.EmbedStream(metadata=self._metadata),
-            model=await self.wait_ready(settings.outage_s),
-            images=images,
-            window=settings.window,
-            outage_s=settings.outage_s,
-            server=settings.server,
-        )
-        async with aclosing(bulk.items()) as items:
+        model = await self.wait_ready(self._settings.outage_s)
+        async with aclosing(self._wire.embed_many(images, model=model)) as items:
             async for item in items:
                 yield item
 
     async def _model(self, deadline: float) -> ModelInfo:
-        response = await self._call(self._stub.GetModel, pb.GetModelRequest(), deadline)
-        return self._remember(model_info(response))
+        model = await self._call(lambda left_s: self._wire.model(timeout_s=left_s), deadline)
+        return self._remember(model)
 
     def _remember(self, model: ModelInfo) -> ModelInfo:
         self._limits = model.limits
         return model
 
-    async def _call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        deadline: float,
-    ) -> Response:
+    def _open_wire(self, channel: grpc.aio.Channel) -> Wire:
+        if not self._settings.open_inference:
+            return OwnWire(channel, self._settings, self._metadata)
+        # Only who needs it pays for it: it may have to decode pictures.
+        from inference.client.open_inference import OpenInferenceWire  # noqa: PLC0415
+
+        return OpenInferenceWire(channel, self._settings, self._metadata)
+
+    async def _call(self, attempt: Callable[[float], Awaitable[Answer]], deadline: float) -> Answer:
         """Makes a call, and makes it again while that may help and there is time."""
         backoff = Backoff()
         while True:
             try:
-                return await self._attempt(method, request, deadline - _now())
+                return await attempt(deadline - _now())
             except EmbeddingError as error:
                 pause_s = backoff.pause_s(error)
                 if (
@@ -205,17 +196,6 @@ class EmbeddingClient:
                 ):
                     raise
             await asyncio.sleep(pause_s)
-
-    async def _attempt(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout_s: float,
-    ) -> Response:
-        try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise failure(error, self._settings.server) from error
 
     def _deadline(self, timeout_s: float | None) -> float:
         return _now() + (self._settings.timeout_s if timeout_s is None else timeout_s)

@@ -47,6 +47,7 @@ def save_tower(
     input_type: int = TensorProto.UINT8,
     input_shape: tuple[int | str, ...] = ("N", SIDE, SIDE, 3),
     weights: NDArray[np.float32] = IMAGE_WEIGHTS,
+    output_name: str = "embeds",
     output_type: int = TensorProto.FLOAT,
     unit: bool = True,
     shaped_as: tuple[int, int] | None = None,
@@ -60,6 +61,7 @@ def save_tower(
         input_type: Its type.
         input_shape: Its shape.
         weights: The projection.
+        output_name: Name of the output.
         output_type: Type of the output.
         unit: Whether the rows are scaled.
         shaped_as: Shape that the output takes in a run, and that nobody can tell before.
@@ -99,21 +101,22 @@ def save_tower(
             helper.make_node("Add", [rows, "nothing"], ["fed"]),
         ]
         rows = "fed"
-    nodes.append(helper.make_node("Cast", [rows], ["embeds"], to=output_type))
+    nodes.append(helper.make_node("Cast", [rows], [output_name], to=output_type))
     graph = helper.make_graph(
         nodes,
         "tower",
         [helper.make_tensor_value_info(input_name, input_type, input_shape)],
-        [helper.make_tensor_value_info("embeds", output_type, ("N", "D"))],
+        [helper.make_tensor_value_info(output_name, output_type, ("N", "D"))],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = helper.make_opsetid("", 18)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
 
 
-def save_text_tower(path: Path) -> None:
+def save_text_tower(path: Path, *, output_name: str = "embeds") -> None:
     save_tower(
         path,
+        output_name=output_name,
         input_name="input_ids",
         input_type=TensorProto.INT64,
         input_shape=("N", CONTEXT),
@@ -134,10 +137,10 @@ def save_tokenizer(path: Path, *, marks: bool = True) -> None:
     tokenizer.save(str(path))
 
 
-def write_manifest(folder: Path, *, text: TextTower | None = None) -> None:
+def write_manifest(folder: Path, *, name: str = "tiny", text: TextTower | None = None) -> None:
     files = [path for path in folder.iterdir() if path.name != MANIFEST]
     fields: dict[str, Any] = {
-        "name": "tiny",
+        "name": name,
         "dimensions": DIMENSIONS,
         "precision": Precision.FP32,
         "opset": 18,
@@ -148,12 +151,13 @@ def write_manifest(folder: Path, *, text: TextTower | None = None) -> None:
     (folder / MANIFEST).write_text(Manifest(**fields).model_dump_json())
 
 
-def save_model(folder: Path, *, text: bool = False, **tower: Any) -> Path:
+def save_model(folder: Path, *, name: str = "tiny", text: bool = False, **tower: Any) -> Path:
     """Writes a complete model folder; `tower` changes its image tower."""
     folder.mkdir(exist_ok=True)
     save_tower(folder / IMAGE_TOWER, **tower)
     if text:
-        save_text_tower(folder / TEXT_TOWER)
+        save_text_tower(folder / TEXT_TOWER, output_name="text_embeds")
         save_tokenizer(folder / TOKENIZER)
-    write_manifest(folder, text=TextTower(context_length=CONTEXT, pad_token_id=0) if text else None)
+    entry = TextTower(context_length=CONTEXT, pad_token_id=0) if text else None
+    write_manifest(folder, name=name, text=entry)
     return folder

@@ -25,6 +25,18 @@ def test_the_last_slot_is_given_and_the_next_caller_is_told_when_to_return() -> 
     assert admission.inside == 2
 
 
+def test_several_slots_are_given_together_or_not_at_all() -> None:
+    admission = Admission(4, reserved=1)
+    admission.try_enter(BULK, 2)
+    for lane in (BULK, INTERACTIVE):
+        with pytest.raises(OverloadedError):
+            admission.try_enter(lane, 3)
+    with pytest.raises(OverloadedError):
+        admission.try_enter(BULK, 2)
+    admission.try_enter(INTERACTIVE, 2)
+    assert admission.inside == 4
+
+
 def test_bulk_never_takes_the_reserved_slots_and_interactive_may_take_all() -> None:
     admission = Admission(3, reserved=2)
     admission.try_enter(BULK)

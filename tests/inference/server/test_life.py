@@ -96,9 +96,19 @@ async def test_reflection_lists_the_services(server: RunningServer) -> None:
         (answer,) = [one async for one in reflection.ServerReflectionInfo(iter(asked))]
     assert {service.name for service in answer.list_services_response.service} == {
         SERVICE,
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+
+
+async def test_reflection_describes_both_protocols(server: RunningServer) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        for symbol in ("inference.ModelInferRequest", "mapseek.v1.EmbeddingService"):
+            asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)]
+            (answer,) = [one async for one in reflection.ServerReflectionInfo(iter(asked))]
+            assert answer.file_descriptor_response.file_descriptor_proto
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_is_new(
