@@ -29,7 +29,7 @@ from bot.archive.port import (
     Vector,
 )
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
-from bot.ingest.crossing import Crossing
+from bot.ingest.crossing import Crossing, Told
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.pause import Pause
 from bot.ingest.queue import Lane, Queue, Queued
@@ -103,7 +103,7 @@ class Ingest:
         self._added = asyncio.Event()
         self._deleted = asyncio.Event()
         self._worked = asyncio.Event()
-        self._crossings: set[Crossing] = set()
+        self._told: set[Told] = set()
         self._under_way: dict[str, asyncio.Task[tuple[str, Vector]]] = {}
 
     def add(self, sightings: Sequence[Sighting], *, lane: Lane = Lane.LIVE) -> None:
@@ -133,24 +133,28 @@ class Ingest:
         self._note_deletion(Selection(guild_id=guild_id))
 
     def _note_deletion(self, selection: Selection) -> None:
-        for crossing in self._crossings:
-            crossing.deleted(selection)
+        for listener in self._told:
+            listener.deleted(selection)
         self._deleted.set()
+
+    def tell(self, listener: Told) -> None:
+        """Tells it from now on of what the gateway tells, and of deletions."""
+        self._told.add(listener)
 
     def touched(self, message_id: str) -> None:
         """Notes that the gateway told of a message; see `crossing`."""
-        for crossing in self._crossings:
-            crossing.touched(message_id)
+        for listener in self._told:
+            listener.touched(message_id)
 
     @contextlib.contextmanager
     def crossing(self) -> Iterator[Crossing]:
         """Notes what happens while Discord is asked about messages."""
         crossing = Crossing()
-        self._crossings.add(crossing)
+        self._told.add(crossing)
         try:
             yield crossing
         finally:
-            self._crossings.discard(crossing)
+            self._told.discard(crossing)
 
     async def room(self, guild_id: str) -> None:
         """Waits until a guild may put more of its old posts into the queue."""
