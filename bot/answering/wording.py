@@ -188,7 +188,10 @@ def explain(error: Exception, reference: str) -> str:
             wait_s = max(1, round(error.retry_after_ms / 1000))
             words = f"Too many pictures are being looked up; try again in {wait_s} s."
         case BusyError():
-            words = "More is being looked up right now than this bot can answer; try again in a few seconds."
+            words = (
+                "More is being looked up right now than this bot can answer; "
+                "try again in a few seconds."
+            )
         case UnavailableError() | DeadlineError() | UnauthenticatedError():
             words = (
                 "The embedding server is not answering, so no picture can be looked up right now. "
