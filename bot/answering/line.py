@@ -10,14 +10,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 # Many, since most of an answer is waiting for Discord; of a member few, should its links be slow.
 _AT_ONCE = 16
 _GUILD_AT_ONCE = 12
 _MEMBER_AT_ONCE = 2
-_LONGEST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 0.8
 # Nobody waits in a longer line, however quick it seems to be.
 _MOST_WAITING = 128
 # How much the latest answer says about the pace.
@@ -67,6 +67,8 @@ class Line:
         # Guilds in turn; within each, who waits in the order of coming.
         self._waiting: dict[int, list[_Waiting]] = {}
         self._running: list[_Waiting] = []
+        self._nobody_waits = asyncio.Event()
+        self._nobody_waits.set()
 
     @property
     def waiting(self) -> int:
@@ -81,6 +83,12 @@ class Line:
     def is_full_for(self, *, member_id: int, guild_id: int) -> bool:
         """Whether a member who came now would find no place."""
         return self._is_full() and self._displaced_by(member_id, guild_id) is None
+
+    async def give_way(self, longest_s: float) -> None:
+        """Waits until nobody waits, or for so many seconds: for work that can be done later."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                await self._nobody_waits.wait()
 
     @asynccontextmanager
     async def turn(self, *, member_id: int, guild_id: int) -> AsyncIterator[None]:
@@ -109,6 +117,7 @@ class Line:
                 displaced.called.set_exception(BusyError())
         one = _Waiting(guild_id=guild_id, member_id=member_id)
         self._waiting.setdefault(guild_id, []).append(one)
+        self._nobody_waits.clear()
         self._call()
         return one
 
@@ -140,6 +149,8 @@ class Line:
             line.remove(one)
             if not line:
                 del self._waiting[one.guild_id]
+        if not self._waiting:
+            self._nobody_waits.set()
 
     def _call(self) -> None:
         """Lets run who may."""

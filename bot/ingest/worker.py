@@ -62,6 +62,9 @@ _BATCH = 16
 _ATTEMPTS = 8
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 3600.0
+# While members wait, old posts pause for so many times the length of their last batch: a quarter of
+# the time stays theirs.
+_GIVEN_WAY = 3.0
 # How many old posts of a guild may wait: links expire, and the disk is not endless.
 _MOST_BACKFILL = 256
 
@@ -77,6 +80,7 @@ class Ingest:
         refresh: Gives a picture with a fresh link by asking Discord for its message; None if it
             is no longer there. Raises `FetchError`.
         indexed: Is told of new posts that have just become part of the archive.
+        give_way: Waits while members wait for answers, for so many seconds at most.
         clock: The time, in seconds since the epoch.
     """
 
@@ -89,6 +93,7 @@ class Ingest:
         fetcher: Fetcher,
         refresh: Callable[[Sighting], Awaitable[Sighting | None]],
         indexed: Callable[[Sequence[Entry]], None] = lambda _: None,
+        give_way: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
@@ -98,6 +103,7 @@ class Ingest:
         self._fetcher = fetcher
         self._refresh = refresh
         self._indexed = indexed
+        self._give_way = give_way
         self._clock = clock
         self._writing = asyncio.Lock()
         self._added = asyncio.Event()
@@ -211,6 +217,7 @@ class Ingest:
         batch = self._queue.due(now_s=self._clock(), limit=_BATCH)
         if not batch:
             return False
+        began_s = time.monotonic()
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
@@ -235,6 +242,8 @@ class Ingest:
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+        if self._give_way and all(item.lane is Lane.BACKFILL for item in batch):
+            await self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
         return True
 
     async def _store(self, work: Sequence[tuple[Queued, Entry]]) -> None:

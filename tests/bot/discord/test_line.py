@@ -164,3 +164,19 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+async def test_old_posts_give_way_while_somebody_waits() -> None:
+    line = Line(at_once=1)
+    hall = Hall(line)
+    await line.give_way(60)
+    await hall.come("runs", member=1, guild=1)
+    await line.give_way(60)
+    await hall.come("waits", member=2, guild=1)
+    giving = asyncio.create_task(line.give_way(60))
+    await _settle()
+    assert not giving.done()
+    await line.give_way(0)  # no longer than that
+    await hall.finish("runs")
+    await giving
+    await hall.close()
