@@ -92,7 +92,9 @@ def bench_bot(options: BotBenchOptions, progress: Progress) -> tuple[Report, Mea
             Target.at_least("backfill beside searches, of alone", beside / alone, _LEAST_SHARE),
             Target.at_most("p99 of a new post, s", lives.p99_ms / 1000, _LONGEST_LIVE_S),
             *(
-                Target.at_most(f"growth of the {name}'s memory, MB", one / MB, _MOST_GROWTH / MB)
+                Target.at_most(
+                    f"growth of the {name}'s own memory, MB", one / MB, _MOST_GROWTH / MB
+                )
                 for name, one in growth.items()
                 if name != "bench"
             ),
@@ -140,13 +142,14 @@ def _of_processes(seen: Measured) -> Table:
         took_s = some[-1].moment_s - some[0].moment_s
         share = (some[-1].cpu_s - some[0].cpu_s) / max(took_s, 1e-9)
         resident = [one.rss / MB for one in every]
-        rows.append((name, share, resident[0], max(resident), _slope(some)))
-    columns = ("", "cores used", "MB at first", "MB at most", "MB a minute")
+        own = [one.own / MB for one in every]
+        rows.append((name, share, max(resident), own[0], max(own), _slope(some)))
+    columns = ("", "cores used", "MB at most", "own MB at first", "at most", "slope a minute")
     return Table(
         title=f"On {os.cpu_count()} cores, while there are searches",
         columns=columns,
         rows=rows,
-        notes=["MB a minute: the slope of a line through the second half of the samples."],
+        notes=["Own: without mapped files, such as the archive. Slope: of the second half's line."],
     )
 
 
@@ -158,12 +161,12 @@ def _slope(samples: list[Sample]) -> float | None:
     half = samples[len(samples) // 2 :]
     if len(half) < 3:  # noqa: PLR2004 (a line goes through any two)
         return None
-    slope, _ = np.polyfit([one.moment_s for one in half], [one.rss / MB for one in half], 1)
+    slope, _ = np.polyfit([one.moment_s for one in half], [one.own / MB for one in half], 1)
     return float(slope) * 60
 
 
 def _growth(samples: list[Sample]) -> float:
-    growth = Growth.of([(one.moment_s, float(one.rss)) for one in samples])
+    growth = Growth.of([(one.moment_s, float(one.own)) for one in samples])
     return growth.rise if growth else float("nan")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.discord import loopback, token
 from benchmarks.lag import lags
 from benchmarks.latency import poisson_arrivals
-from benchmarks.memory import cpu_s, rss_bytes
+from benchmarks.memory import cpu_s, own_bytes, rss_bytes
 from benchmarks.processes import BOT_WATCHED, SERVER, Process
 from benchmarks.report import Progress
 from benchmarks.server_process import free_port
@@ -64,11 +64,13 @@ class Sample:
     Attributes:
         moment_s: From the start of the backfill.
         rss: Resident memory, in bytes.
+        own: That without mapped files, of which the archive is one, in bytes.
         cpu_s: CPU time so far.
     """
 
     moment_s: float
     rss: int
+    own: int
     cpu_s: float
 
 
@@ -313,7 +315,12 @@ class _Load:
         while await self._until(_SAMPLE_S * number):
             number += 1
             for name, pid in (ids | {"bench": os.getpid()}).items():
-                sample = Sample(moment_s=self._now_s(), rss=rss_bytes(pid), cpu_s=cpu_s(pid))
+                sample = Sample(
+                    moment_s=self._now_s(),
+                    rss=rss_bytes(pid),
+                    own=own_bytes(pid),
+                    cpu_s=cpu_s(pid),
+                )
                 self._seen.processes.setdefault(name, []).append(sample)
 
     async def _until(self, moment: float) -> bool:

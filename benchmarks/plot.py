@@ -46,12 +46,12 @@ def plot_bot(measured: BotMeasured, title: str, path: Path) -> None:
         samples = measured.processes.get(name, [])
         memory.plot(
             [one.moment_s for one in samples],
-            [one.rss / MB for one in samples],
+            [one.own / MB for one in samples],
             style,
             color="grey",
         )
     memory.set(ylabel="MB", ylim=(0, None))
-    left.set_title("Backfill; resident memory of bot (grey) and server (dotted)")
+    left.set_title("Backfill; own memory of bot (grey) and server (dotted)")
     answered, busy = (
         [(one.moment_s, one.took_s) for one in measured.searches if one.outcome == outcome]
         for outcome in ("answered", "busy")
