@@ -414,6 +414,7 @@ def bot(
     model: Model = None,
     posts: Annotated[int, typer.Option(min=1, help="Old posts that are indexed.")] = 10_000,
     rate: Annotated[float, typer.Option(min=0, help="Searches a second beside it.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Most seconds with searches.")] = 420.0,
     seed: Annotated[int, typer.Option(help="Which picture is searched for when.")] = 0,
     json: Json = None,
     plot: Annotated[
@@ -435,7 +436,9 @@ def bot(
         from benchmarks.plot import check_format
 
         check_format(plot)
-    options = BotBenchOptions(model=_folder(model).resolve(), posts=posts, rate=rate, seed=seed)
+    options = BotBenchOptions(
+        model=_folder(model).resolve(), posts=posts, rate=rate, seconds=seconds, seed=seed
+    )
     with _progress() as progress:
         report, measured = bench_bot(options, progress)
     _publish(report, json)
@@ -468,6 +471,48 @@ def crash(
     options = CrashOptions(model=_folder(model).resolve(), posts=posts, kills=kills, seed=seed)
     with _progress() as progress:
         report = bench_crash(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def outage(
+    *,
+    model: Model = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long the database is gone.")] = 60.0,
+    calm: Annotated[
+        float, typer.Option(min=0.1, help="Seconds before it, after it, and of each other fault.")
+    ] = 15.0,
+    rate: Annotated[float, typer.Option(min=0.1, help="Posts a second.")] = 4.0,
+    retry: Annotated[
+        float, typer.Option(min=0, help="MAPSEEK_ATLAS_RETRY_S of the bot, in seconds.")
+    ] = 15.0,
+    seed: Annotated[int, typer.Option(help="What happens when.")] = 0,
+    json: Json = None,
+) -> None:
+    """The database of the archive goes away under load: is each picture there once at the end?
+
+    [dim]mapseek bench outage --seconds 60[/]
+
+    Then its primary steps down, and connections break in the middle of bulk writes. Discord and
+    the database are those of the project's tests: run it from a checkout.
+
+    It exits with 1 where a picture is missing, twice or left over, or a search is not answered.
+    """
+    from benchmarks.outage import OutageOptions, bench_outage
+
+    _check_writable(json)
+    options = OutageOptions(
+        model=_folder(model).resolve(),
+        away_s=seconds,
+        calm_s=calm,
+        rate=rate,
+        retry_s=retry,
+        seed=seed,
+    )
+    with _progress() as progress:
+        report = bench_outage(options, progress)
     _publish(report, json)
     if report.missed:
         raise typer.Exit(1)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def loopback() -> "Discord":
-    """A Discord on this machine; enter it to start it.
+def from_tests() -> None:
+    """Makes the tests' modules importable.
 
     Raises:
         StartupError: This is no checkout of the project.
@@ -28,6 +28,15 @@ def loopback() -> "Discord":
         )
     if str(_ROOT) not in sys.path:
         sys.path.insert(0, str(_ROOT))
+
+
+def loopback() -> "Discord":
+    """A Discord on this machine; enter it to start it.
+
+    Raises:
+        StartupError: This is no checkout of the project.
+    """
+    from_tests()
     from tests.bot.discord.loopback import Discord  # noqa: PLC0415  see above
 
     return Discord()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from benchmarks.archive import Row
-from benchmarks.bot import Measured as BotMeasured
+from benchmarks.bot_load import Measured as BotMeasured
 from benchmarks.memory import MB
 from benchmarks.rounds import Measured
 from inference.errors import StartupError
@@ -42,15 +42,25 @@ def plot_bot(measured: BotMeasured, title: str, path: Path) -> None:
     left.plot(*zip(*measured.indexed, strict=True), label="old posts indexed")
     left.set(xlabel="seconds", ylabel="posts", ylim=(0, None))
     memory = left.twinx()
-    memory.plot(
-        [moment for moment, _ in measured.memory],
-        [value / MB for _, value in measured.memory],
-        color="grey",
-        label="memory of the bot",
-    )
+    for name, style in (("bot", "-"), ("server", ":")):
+        samples = measured.processes.get(name, [])
+        memory.plot(
+            [one.moment_s for one in samples],
+            [one.own / MB for one in samples],
+            style,
+            color="grey",
+        )
     memory.set(ylabel="MB", ylim=(0, None))
-    left.set_title("Backfill, and resident memory (grey)")
-    for name, points in (("search", measured.searches), ("new post", measured.lives)):
+    left.set_title("Backfill; own memory of bot (grey) and server (dotted)")
+    answered, busy = (
+        [(one.moment_s, one.took_s) for one in measured.searches if one.outcome == outcome]
+        for outcome in ("answered", "busy")
+    )
+    for name, points in (
+        ("search answered", answered),
+        ("told to try again", busy),
+        ("new post", measured.lives),
+    ):
         moments, seconds = [one for one, _ in points], [took for _, took in points]
         right.plot(moments, seconds, ".", markersize=3, label=name)
     right.set_title("Time from asking to the answer, from posting to found")

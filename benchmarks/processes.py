@@ -21,6 +21,11 @@ BOT = (
     "from bot.app import run_bot; from bot.settings import BotSettings; "
     "sys.exit(run_bot(BotSettings.load()))"
 )
+# The same, and how late its event loop is goes into a file.
+BOT_WATCHED = (
+    "from bot import app; from benchmarks.lag import watched; import sys; "
+    "app._run = watched(app._run, sys.argv[2]); "
+) + BOT
 
 
 class Process:

@@ -11,6 +11,7 @@ import disnake
 from disnake.ext import commands
 
 from bot.answering.commands import make_find
+from bot.answering.line import Line
 from bot.archive.opening import open_archive
 from bot.current import CurrentClient
 from bot.fetch import DISCORD_ORIGINS, Fetcher, FetchError
@@ -70,6 +71,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
             fetcher,
         ):
             bot = make_bot()
+            line = Line()
             indexing = Indexing(
                 bot=bot,
                 queue=queue,
@@ -77,6 +79,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 client=client,
                 fetcher=fetcher,
                 refresh=lambda sighting: _refresh(bot, sighting),
+                give_way=line.give_way,
                 privacy_url=settings.privacy_url,
             )
             find = make_find(
@@ -87,6 +90,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 fetcher=fetcher,
                 ingest=indexing.ingest,
                 queue=queue,
+                line=line,
             )
             bot.add_cog(find)
             try:

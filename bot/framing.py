@@ -8,6 +8,8 @@ from bot.importer.files import FORMATS, dimensions
 
 BOX = 256  # side of a picture on a sheet, in pixels: twice a map
 WELL = "#17181a"  # what is seen where there is no picture
+# A level of PNG's compression: half the time of the usual one, for a third more bytes.
+QUICK = 1
 
 # Pictures come from strangers: what is larger, or of a format that the server does not read,
 # becomes a placeholder.
@@ -25,7 +27,7 @@ def small(data: bytes) -> bytes | None:
     if picture is None:
         return None
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    picture.save(out, "PNG", compress_level=QUICK)
     return out.getvalue()
 
 
@@ -40,7 +42,7 @@ def decoded(data: bytes) -> Image.Image | None:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off
                 picture = picture.point(lambda value: value / 256).convert("L")
-            return _framed(picture.convert("RGBA"))
+            return _framed(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
     except Exception:  # noqa: BLE001 - decoders raise anything over a hostile file
         return None
 
@@ -51,7 +53,9 @@ def _framed(picture: Image.Image) -> Image.Image:
     picture = _shortened(picture)
     longest = max(picture.size)
     factor = BOX // longest
-    if factor > 1:
+    if longest == BOX:
+        pass
+    elif factor > 1:
         picture = picture.resize(
             (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
         )
@@ -64,9 +68,10 @@ def _framed(picture: Image.Image) -> Image.Image:
             Image.Resampling.LANCZOS,
             reducing_gap=2.0,
         )
-    ground = Image.new("RGBA", picture.size, WELL)
-    framed = Image.alpha_composite(ground, picture).convert("RGB")
-    return framed if max(whole) <= _LONGEST * min(whole) else _faded(framed)
+    if picture.mode == "RGBA":
+        ground = Image.new("RGBA", picture.size, WELL)
+        picture = Image.alpha_composite(ground, picture).convert("RGB")
+    return picture if max(whole) <= _LONGEST * min(whole) else _faded(picture)
 
 
 def _shortened(picture: Image.Image) -> Image.Image:

@@ -280,8 +280,8 @@ async def in_channel(
         disnake.HTTPException: Discord does not tell: no access, or it is out of order.
     """
     try:
-        channel = client.get_partial_messageable(int(channel_id))
-        message = await channel.fetch_message(int(message_id))
+        # As it came: what disnake makes of it would be taken apart again.
+        message = await client.http.get_message(int(channel_id), int(message_id))
     except disnake.NotFound:
         return None
-    return in_message(message, guild=client.get_guild(int(guild_id)))
+    return in_payload(message, guild=client.get_guild(int(guild_id)))

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from bot.archive.port import Match, Picture
-from bot.framing import BOX, WELL, decoded, small
+from bot.framing import BOX, QUICK, WELL, decoded, small
 from bot.lettering import centred, fitted, font_of
 from bot.search import Verdict
 
 # Beyond this many matches a sheet is no longer looked at.
 MOST_TILES = 24
 
+UNDRAWABLE = "this file cannot be drawn"
+
 _PADDING = 14
 _GAP = 18
 _MARGIN = 22
 _RADIUS = 12
-_UNDRAWABLE = "this file cannot be drawn"
 _GROUND = "#1e1f22"
 _CARD = "#2b2d31"
 _BRIGHT = "#f2f3f5"
@@ -75,13 +76,14 @@ class Tile:
     Attributes:
         match: What was found.
         verdict: What its score means; None where that is not known.
-        data: The encoded file; None where it is missing or must not be shown.
+        data: The encoded file, or what `framing.decoded` made of it; None where it is missing or
+            must not be shown.
         note: What stands in its place then.
     """
 
     match: Match
     verdict: Verdict | None = None
-    data: bytes | None = None
+    data: bytes | Image.Image | None = None
     note: str = "picture not at hand"
 
 
@@ -93,6 +95,11 @@ async def draw_sheet(query: bytes | str, tiles: Sequence[Tile]) -> bytes:
 async def draw_small(data: bytes) -> bytes | None:
     """`small` in a thread."""
     return await asyncio.to_thread(small, data)
+
+
+async def frame(data: bytes) -> Image.Image | None:
+    """`framing.decoded` in a thread."""
+    return await asyncio.to_thread(decoded, data)
 
 
 async def draw_reply(
@@ -144,7 +151,7 @@ def render_sheet(
         card.words(query)
         card.caption("?", "Search", ("by words",))
     else:
-        card.picture(query, _UNDRAWABLE)
+        card.picture(query, UNDRAWABLE)
         card.caption("?", title)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
@@ -168,7 +175,7 @@ def render_sheet(
         box = (x, _MARGIN, x + layout.width, _MARGIN + layout.height)
         centred(ImageDraw.Draw(sheet), "nothing found", box, _FAINT, layout.text)
     out = io.BytesIO()
-    sheet.save(out, "PNG")
+    sheet.save(out, "PNG", compress_level=QUICK)
     return out.getvalue()
 
 
@@ -187,11 +194,11 @@ class _Card:
         self._well = (self._x, self._y, self._x + BOX, self._y + BOX)
         self._draw.rectangle((self._x, self._y, self._x + BOX - 1, self._y + BOX - 1), fill=WELL)
 
-    def picture(self, data: bytes | None, note: str) -> None:
+    def picture(self, data: bytes | Image.Image | None, note: str) -> None:
         """Puts a picture into the middle of the box, or the note."""
-        picture = None if data is None else decoded(data)
+        picture = decoded(data) if isinstance(data, bytes) else data
         if picture is None:
-            words = note if data is None else _UNDRAWABLE
+            words = note if data is None else UNDRAWABLE
             centred(self._draw, words, self._well, _FAINT, self._layout.text)
             return
         offset = ((BOX - picture.width) // 2, (BOX - picture.height) // 2)

@@ -1,5 +1,7 @@
 """`/config` and `/stats`: what is watched, where reposts are pointed out, what can be found."""
 
+from collections.abc import Awaitable, Callable
+
 import disnake
 from disnake.ext import commands
 
@@ -16,6 +18,8 @@ from inference.client import EmbeddingClient
 
 _MOST_CHANNELS = 10
 
+Choice = Callable[[disnake.Guild], Awaitable[str | None]]
+
 
 class Config(commands.Cog):
     """`/config`: what is watched, and where reposts are pointed out."""
@@ -31,16 +35,23 @@ class Config(commands.Cog):
     async def config(self, inter: Command) -> None:
         """Choose which channels are watched and where reposts are pointed out."""
 
-    async def _show(self, inter: Command) -> None:
+    async def _choose(self, inter: Command, choose: Choice) -> None:
+        """Takes a choice, which may say something, and shows all that is chosen now."""
+
         async def make(guild: disnake.Guild) -> Said:
-            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
+            said = await choose(guild) or ""
+            return Said(content=said + admin_wording.chosen(self._preferences.of(str(guild.id))))
 
         await answer(inter, make)
 
     @config.sub_command(name="show")
     async def show(self, inter: Command) -> None:
         """See what was chosen."""
-        await self._show(inter)
+
+        async def choose(_: disnake.Guild) -> None:
+            return
+
+        await self._choose(inter, choose)
 
     @config.sub_command(name="watch")
     async def watch(
@@ -51,15 +62,14 @@ class Config(commands.Cog):
     ) -> None:
         """Watch a channel for new pictures, or no longer."""
 
-        async def make(guild: disnake.Guild) -> Said:
+        async def choose(guild: disnake.Guild) -> str:
             if on and (lack := access.missing_for_reading(channel)):
                 raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
             self._preferences.watch(str(guild.id), str(channel.id), on=on)
             self._catch_up.watch_from_now(guild)
-            kept = "" if on else "What is indexed stays: `/forget channel` removes it.\n"
-            return Said(content=kept + admin_wording.chosen(self._preferences.of(str(guild.id))))
+            return "" if on else "What is indexed stays: `/forget channel` removes it.\n"
 
-        await answer(inter, make)
+        await self._choose(inter, choose)
 
     @config.sub_command(name="everywhere")
     async def everywhere(
@@ -69,12 +79,11 @@ class Config(commands.Cog):
     ) -> None:
         """Watch every channel that the bot can read, or only those named by /config watch."""
 
-        async def make(guild: disnake.Guild) -> Said:
+        async def choose(guild: disnake.Guild) -> None:
             self._preferences.watch_all(str(guild.id), on=on)
             self._catch_up.watch_from_now(guild)
-            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
 
-        await answer(inter, make)
+        await self._choose(inter, choose)
 
     @config.sub_command(name="bots")
     async def bots(
@@ -84,11 +93,10 @@ class Config(commands.Cog):
     ) -> None:
         """Index the posts of other bots and of webhooks, or leave them out."""
 
-        async def make(guild: disnake.Guild) -> Said:
+        async def choose(guild: disnake.Guild) -> None:
             self._preferences.take_bots(str(guild.id), on=on)
-            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
 
-        await answer(inter, make)
+        await self._choose(inter, choose)
 
     @config.sub_command(name="reposts")
     async def reposts(
@@ -99,7 +107,7 @@ class Config(commands.Cog):
     ) -> None:
         """Reply to a map that was posted before with a link to the first post, or no longer."""
 
-        async def make(guild: disnake.Guild) -> Said:
+        async def choose(guild: disnake.Guild) -> None:
             if on:
                 if lack := access.missing_for_writing(channel):
                     raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
@@ -111,9 +119,8 @@ class Config(commands.Cog):
                         "pictures show the same map."
                     )
             self._preferences.point_out_reposts(str(guild.id), str(channel.id), on=on)
-            return Said(content=admin_wording.chosen(self._preferences.of(str(guild.id))))
 
-        await answer(inter, make)
+        await self._choose(inter, choose)
 
 
 class Counts(commands.Cog):

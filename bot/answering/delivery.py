@@ -21,6 +21,7 @@ from opentelemetry import metrics, trace
 from bot.admin.replies import STARTING, RefusalError
 from bot.answering.answers import Asker
 from bot.answering.limits import Limits
+from bot.answering.line import BusyError
 from bot.answering.pages import Reply
 from bot.answering.wording import explain
 from bot.archive.port import ArchiveError
@@ -134,6 +135,13 @@ class Delivery:
         ephemeral: bool,
     ) -> str:
         try:
+            try:
+                asker = _asker(inter)
+                self._admit(asker)
+            except (RefusalError, BusyError) as error:  # told at once, in one call
+                outcome, words = _no(error, reference)
+                await inter.response.send_message(words, ephemeral=True)
+                return outcome
             if isinstance(inter, MessageInteraction):
                 await inter.response.defer()
             else:
@@ -142,12 +150,10 @@ class Delivery:
             _log.warning("Discord took no acknowledgement: %s", error)
             return "late"
         try:
-            asker = _asker(inter)
-            self._admit(asker)
             async with self._limits.turn(member_id=asker.member.id, guild_id=asker.guild.id):
                 return await act(asker)
-        except RefusalError as refusal:
-            outcome, words = "refused", str(refusal)
+        except (RefusalError, BusyError) as error:
+            outcome, words = _no(error, reference)
         except (EmbeddingError, ArchiveError, FetchError) as error:
             _log.warning("A search failed: %s", error)
             outcome, words = "failed", explain(error, reference)
@@ -163,6 +169,13 @@ class Delivery:
         wait = self._limits.admit(member_id=asker.member.id, guild_id=asker.guild.id)
         if wait is not None:
             raise RefusalError(wait)
+
+
+def _no(error: RefusalError | BusyError, reference: str) -> tuple[str, str]:
+    """How a search that was not done is counted, and what is said to the member."""
+    if isinstance(error, BusyError):
+        return "busy", explain(error, reference)
+    return "refused", str(error)
 
 
 def _asker(inter: Command | Click) -> Asker:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import aiohttp
 import disnake
 from opentelemetry import trace
+from PIL import Image
 
+from bot.answering.confirmed import Confirmed
+from bot.answering.thumbnails import Thumbnails
 from bot.archive.port import Match, Picture, Selection
 from bot.fetch import Fetcher, FetchError
 from bot.ingest.worker import Ingest
@@ -28,12 +31,14 @@ class Hit:
     Attributes:
         match: What was found.
         now: The picture as Discord has it now; None where Discord did not tell.
-        data: Its bytes; None where they could not be fetched, or must not be shown.
+        shown: It in the box of a sheet; None where it cannot be drawn.
+        missing: Whether it could not be fetched, or must not be shown.
     """
 
     match: Match
     now: Sighting | None
-    data: bytes | None
+    shown: Image.Image | None = None
+    missing: bool = True
 
     @property
     def spoiler(self) -> bool:
@@ -52,8 +57,15 @@ class Checker:
 
     def __init__(self, *, bot: disnake.Client, fetcher: Fetcher, ingest: Ingest) -> None:
         self._bot = bot
-        self._fetcher = fetcher
         self._ingest = ingest
+        self._thumbnails = Thumbnails(fetcher.fetch)
+        self._confirmed = Confirmed(self._ask)
+        ingest.tell(self._confirmed)
+
+    async def _ask(self, guild_id: str, channel_id: str, message_id: str) -> list[Sighting] | None:
+        return await in_channel(
+            self._bot, guild_id=guild_id, channel_id=channel_id, message_id=message_id
+        )
 
     async def check(self, matches: Sequence[Match]) -> list[Hit]:
         """Those of the matches that still exist, in their order, with fresh links and bytes."""
@@ -87,11 +99,8 @@ class Checker:
             return PermissionError("the bot cannot read its channel")
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                return await in_channel(
-                    self._bot,
-                    guild_id=picture.guild_id,
-                    channel_id=picture.channel_id,
-                    message_id=picture.key.message_id,
+                return await self._confirmed.pictures(
+                    picture.guild_id, (picture.channel_id, picture.key.message_id)
                 )
         # A ValueError is an id that an import made up.
         except (disnake.HTTPException, aiohttp.ClientError, OSError, ValueError) as error:
@@ -113,22 +122,23 @@ class Checker:
     async def _hit(self, match: Match, found: "list[Sighting] | Exception | None") -> Hit | None:
         picture = match.picture
         if isinstance(found, Exception):
-            return Hit(match=match, now=None, data=None)
+            return Hit(match=match, now=None)
         now = next((one for one in found or () if one.is_the(picture.key)), None)
         if now is None:
             # A message without any picture may also be one whose content is kept from the bot.
             if found != []:
                 self._ingest.delete(_selection(picture, whole_message=found is None))
             return None
-        hit = Hit(match=match, now=now, data=None)
+        hit = Hit(match=match, now=now)
         if hit.spoiler:
             return hit
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                return Hit(match=match, now=now, data=await self._fetcher.fetch(now.fetch_url))
+                shown = await self._thumbnails.of(now)
         except (FetchError, TimeoutError) as error:
             _log.info("Picture %s is not on the sheet: %r", picture.key.attachment_id, error)
             return hit
+        return Hit(match=match, now=now, shown=shown, missing=False)
 
 
 def _selection(picture: Picture, *, whole_message: bool) -> Selection:

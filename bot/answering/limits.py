@@ -1,19 +1,17 @@
 """How much members and guilds may ask, so that nobody waits for somebody else's flood."""
 
-import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from bot.answering.line import BusyError, Line
 
 # A burst is half of what a minute gives.
 _BURST_S = 30.0
 # Beyond so many members or guilds the one that has been quiet longest is forgotten.
 _MOST_BUCKETS = 10_000
-# Searches that run at the same time.
-_MEMBER_AT_ONCE = 2
-_GUILD_AT_ONCE = 8
 
 
 class Buckets:
@@ -60,42 +58,13 @@ class Buckets:
         return min(self._size, level + (now_s - counted_at_s) * self._rate)
 
 
-class Turns:
-    """Lets so many of a key's holders run at once; others of the same key wait in line.
-
-    Args:
-        at_once: How many; 0 for no limit.
-    """
-
-    def __init__(self, at_once: int) -> None:
-        self._at_once = at_once
-        self._lines: dict[int, tuple[asyncio.Semaphore, int]] = {}
-
-    @asynccontextmanager
-    async def of(self, key: int) -> AsyncIterator[None]:
-        """Waits for a turn, and gives it back."""
-        if not self._at_once:
-            yield
-            return
-        semaphore, holders = self._lines.get(key, (asyncio.Semaphore(self._at_once), 0))
-        self._lines[key] = (semaphore, holders + 1)
-        try:
-            async with semaphore:
-                yield
-        finally:
-            holders = self._lines[key][1] - 1
-            if holders:
-                self._lines[key] = (semaphore, holders)
-            else:
-                del self._lines[key]
-
-
 class Limits:
     """What one member and one guild may ask.
 
     Args:
         per_member: Searches a minute of one member; 0 for no limit.
         per_guild: Searches a minute of one guild; 0 for no limit.
+        line: Who is answered next; one of its own if not given.
         clock: The time, in seconds.
     """
 
@@ -104,33 +73,33 @@ class Limits:
         *,
         per_member: int,
         per_guild: int,
+        line: Line | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._members = Buckets(per_member, clock=clock)
         self._guilds = Buckets(per_guild, clock=clock)
-        self._members_turns = Turns(_MEMBER_AT_ONCE if per_member else 0)
-        self._guilds_turns = Turns(_GUILD_AT_ONCE)
+        self._line = line or Line()
 
     def admit(self, *, member_id: int, guild_id: int) -> str | None:
-        """Counts a search; or says, in a sentence for the member, why it has to wait."""
+        """Counts a search; or says, in a sentence for the member, why it has to wait.
+
+        Raises:
+            BusyError: Everybody is asking a lot right now.
+        """
         if wait_s := self._members.wait_s(member_id):
             return f"That was a lot at once; ask again in {_seconds(wait_s)}."
         if wait_s := self._guilds.wait_s(guild_id):
             return f"This server is asking a lot right now; try again in {_seconds(wait_s)}."
+        if self._line.is_full_for(member_id=member_id, guild_id=guild_id):
+            raise BusyError
         # Only a search that happens is counted, so that one member's refusals cost others nothing.
         self._members.take(member_id)
         self._guilds.take(guild_id)
         return None
 
-    @asynccontextmanager
-    async def turn(self, *, member_id: int, guild_id: int) -> AsyncIterator[None]:
-        """Waits until the member, and then the guild, may run another search.
-
-        Other guilds are not waited for, and a member whose links are slow holds up few of the
-        guild's turns.
-        """
-        async with self._members_turns.of(member_id), self._guilds_turns.of(guild_id):
-            yield
+    def turn(self, *, member_id: int, guild_id: int) -> AbstractAsyncContextManager[None]:
+        """Waits for a turn; see `Line.turn`."""
+        return self._line.turn(member_id=member_id, guild_id=guild_id)
 
 
 def _seconds(wait_s: float) -> str:

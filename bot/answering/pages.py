@@ -18,8 +18,8 @@ from bot.answering.wording import (
     turning_row,
 )
 from bot.archive.port import ImageArchive, Match, PictureKey
-from bot.search import Scope, judge, nearest
-from bot.sheet import Tile, draw_reply, draw_small
+from bot.search import Scope, Verdict, judge, nearest
+from bot.sheet import UNDRAWABLE, Tile, draw_reply, draw_small
 
 MOST_PAGES = 20
 # How long a page looks further when what was found turned out to be deleted.
@@ -178,12 +178,7 @@ class Pages:
         ]
         first = 1 + sum(len(keys) for keys in question.pages[:page])
         # Spoilered hits are not on the sheet; a spoilered question hides all of it.
-        tiles = [
-            Tile(match=hit.match, verdict=verdict, note="spoiler: follow the link")
-            if hit.spoiler
-            else Tile(match=hit.match, verdict=verdict, data=hit.data)
-            for hit, verdict in zip(hits, verdicts, strict=True)
-        ]
+        tiles = [_tile(hit, verdict) for hit, verdict in zip(hits, verdicts, strict=True)]
         async with self._drawing:
             drawn = await draw_reply(question.shown, tiles, first=first, own=shared_by is None)
         sheet = disnake.File(
@@ -198,3 +193,11 @@ class Pages:
         return Reply(
             content=content, rows=[*link_rows(hits, first), *rows], files=[sheet], hits=len(hits)
         )
+
+
+def _tile(hit: Hit, verdict: Verdict | None) -> Tile:
+    if hit.spoiler:
+        return Tile(match=hit.match, verdict=verdict, note="spoiler: follow the link")
+    if hit.missing:
+        return Tile(match=hit.match, verdict=verdict)
+    return Tile(match=hit.match, verdict=verdict, data=hit.shown, note=UNDRAWABLE)

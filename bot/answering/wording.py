@@ -11,6 +11,7 @@ from disnake.ui.select.string import StringSelect
 from disnake.utils import escape_markdown, format_dt
 
 from bot.answering.hits import Hit
+from bot.answering.line import BusyError
 from bot.answering.questions import Action, Press
 from bot.archive.port import ArchiveError
 from bot.fetch import FetchError, GoneError
@@ -186,6 +187,11 @@ def explain(error: Exception, reference: str) -> str:
         case OverloadedError():
             wait_s = max(1, round(error.retry_after_ms / 1000))
             words = f"Too many pictures are being looked up; try again in {wait_s} s."
+        case BusyError():
+            words = (
+                "More is being looked up right now than this bot can answer; "
+                "try again in a few seconds."
+            )
         case UnavailableError() | DeadlineError() | UnauthenticatedError():
             words = (
                 "The embedding server is not answering, so no picture can be looked up right now. "
@@ -200,7 +206,10 @@ def explain(error: Exception, reference: str) -> str:
         case FetchError():
             words = f"This picture cannot be used: {error}"
         case ArchiveError():
-            words = "The archive is out of order, so no picture can be looked up right now."
+            words = (
+                "The archive is out of order, so no picture can be looked up right now. "
+                "What is posted meanwhile is kept and indexed later."
+            )
         case disnake.HTTPException() | aiohttp.ClientError():
             words = "Discord is not answering the bot right now. Try again in a moment."
         case _:

@@ -1,7 +1,9 @@
 """The archive's commands, between their options (`bot.cli.main`) and their use cases."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
 from bot.cli import console
+from bot.cli.bar import Bar
 from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import Source, SourceError
 from bot.importer.source import Kind, open_source
 from bot.importer.wanted import wanted
-from bot.index import Indexer
+from bot.index import Indexer, Progress
 from bot.search import Scope, Verdict, find_text, judge
 from bot.search import find as find_image
 from bot.settings import BotSettings
@@ -56,9 +59,13 @@ async def _index(
         model = await _ready(client, client_settings)
         async with open_archive(None, settings) as archive:
             current = await archive.current_model()
-            with console.IndexProgress() as bar:
+            with Bar() as bar:
                 indexer = Indexer(
-                    source=source, client=client, archive=archive, model=model, report=bar.show
+                    source=source,
+                    client=client,
+                    archive=archive,
+                    model=model,
+                    report=partial(_show, bar, time.monotonic()),
                 )
                 try:
                     await indexer.run()
@@ -73,6 +80,14 @@ async def _index(
     if current not in (None, model.id):
         console.print_other_model(current=str(current), served=model.id)
     return 0 if progress.stored or progress.known else 1
+
+
+def _show(bar: Bar, began_s: float, progress: Progress) -> None:
+    took_s = max(time.monotonic() - began_s, 1e-3)
+    rate = f"{progress.stored / took_s:.0f}/s" if progress.stored else ""
+    failures = f"{progress.set_aside} set aside" if progress.set_aside else ""
+    note = ", ".join(filter(None, (rate, failures)))
+    bar.show("Indexing", progress.done, note, total=progress.total)
 
 
 def _why_no_pictures(path: Path) -> str:

@@ -2,35 +2,23 @@
 
 import json
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from bot.archive.port import Match, Stats
 from bot.archive.verifying import Verified
 from bot.index import Indexer
-from bot.index import Progress as Indexed
 from bot.search import Verdict
 
 _COLOURS = {Verdict.SAME: "green", Verdict.SIMILAR: "yellow", Verdict.NOTHING: "dim"}
 # Without a terminal there is no width to fit into, and a cut link is of no use.
 _WIDE = 400
-_LINE_EVERY_S = 10.0
 _MOST_NAMES = 10
 
 
@@ -48,62 +36,6 @@ def console(*, err: bool = False) -> Console:
     """A console that never cuts lines where nobody looks at a screen."""
     stream = sys.stderr if err else sys.stdout
     return Console(stderr=err, width=None if stream.isatty() else _WIDE, highlight=False)
-
-
-class IndexProgress:
-    """Shows how far `mapseek index` is: a bar in a terminal, now and then a line elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = console(err=True)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]Indexing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("[red]{task.fields[failures]}"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, rate="", failures="")
-        self._began = time.monotonic()
-        self._last_line = self._began
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Clears the bar away; may be called twice."""
-        self._bar.stop()
-
-    def show(self, progress: Indexed) -> None:
-        """Takes the newest state."""
-        now = time.monotonic()
-        rate = f"{progress.stored / max(now - self._began, 1e-3):.0f}/s" if progress.stored else ""
-        failures = f"{progress.set_aside} set aside" if progress.set_aside else ""
-        self._bar.update(
-            self._task,
-            completed=progress.done,
-            total=progress.total,
-            rate=rate,
-            failures=failures,
-        )
-        if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
-            self._last_line = now
-            of = "" if progress.total is None else f" of {progress.total}"
-            words = ", ".join(filter(None, (f"{progress.done}{of} pictures", rate, failures)))
-            self._console.print(words)
 
 
 def print_indexed(run: Indexer, *, archive: str, stopped: bool = False) -> None:

@@ -35,6 +35,7 @@ class Indexing:
         client: Embeds them.
         fetcher: Downloads them.
         refresh: See `Ingest`.
+        give_way: See `Ingest`.
         privacy_url: Where the operator's privacy page is; "" if nowhere.
     """
 
@@ -47,6 +48,7 @@ class Indexing:
         client: EmbeddingClient,
         fetcher: Fetcher,
         refresh: Callable[[Sighting], Awaitable[Sighting | None]],
+        give_way: Callable[[float], Awaitable[None]],
         privacy_url: str,
     ) -> None:
         preferences = Preferences(queue.db)
@@ -63,6 +65,7 @@ class Indexing:
             fetcher=fetcher,
             refresh=refresh,
             indexed=self._reposts.indexed,
+            give_way=give_way,
         )
         self._reposts.tell_of_gone(self.ingest)
         self._catch_up = CatchUp(

@@ -5,9 +5,20 @@ after the answer was made and before it is read. What the gateway told in that t
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from bot.archive.port import Selection
 from bot.pictures import Sighting
+
+
+class Told(Protocol):
+    """Is told of what happens to messages."""
+
+    def touched(self, message_id: str) -> None:
+        """A message was posted or edited."""
+
+    def deleted(self, selection: Selection) -> None:
+        """Messages were deleted, or parts of them."""
 
 
 class Crossing:

@@ -29,7 +29,7 @@ from bot.archive.port import (
     Vector,
 )
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
-from bot.ingest.crossing import Crossing
+from bot.ingest.crossing import Crossing, Told
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.pause import Pause
 from bot.ingest.queue import Lane, Queue, Queued
@@ -62,6 +62,9 @@ _BATCH = 16
 _ATTEMPTS = 8
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 3600.0
+# While members wait, old posts pause for so many times the length of their last batch: a quarter of
+# the time stays theirs.
+_GIVEN_WAY = 3.0
 # How many old posts of a guild may wait: links expire, and the disk is not endless.
 _MOST_BACKFILL = 256
 
@@ -77,6 +80,7 @@ class Ingest:
         refresh: Gives a picture with a fresh link by asking Discord for its message; None if it
             is no longer there. Raises `FetchError`.
         indexed: Is told of new posts that have just become part of the archive.
+        give_way: Waits while members wait for answers, for so many seconds at most.
         clock: The time, in seconds since the epoch.
     """
 
@@ -89,6 +93,7 @@ class Ingest:
         fetcher: Fetcher,
         refresh: Callable[[Sighting], Awaitable[Sighting | None]],
         indexed: Callable[[Sequence[Entry]], None] = lambda _: None,
+        give_way: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
@@ -98,12 +103,13 @@ class Ingest:
         self._fetcher = fetcher
         self._refresh = refresh
         self._indexed = indexed
+        self._give_way = give_way
         self._clock = clock
         self._writing = asyncio.Lock()
         self._added = asyncio.Event()
         self._deleted = asyncio.Event()
         self._worked = asyncio.Event()
-        self._crossings: set[Crossing] = set()
+        self._told: set[Told] = set()
         self._under_way: dict[str, asyncio.Task[tuple[str, Vector]]] = {}
 
     def add(self, sightings: Sequence[Sighting], *, lane: Lane = Lane.LIVE) -> None:
@@ -133,24 +139,28 @@ class Ingest:
         self._note_deletion(Selection(guild_id=guild_id))
 
     def _note_deletion(self, selection: Selection) -> None:
-        for crossing in self._crossings:
-            crossing.deleted(selection)
+        for listener in self._told:
+            listener.deleted(selection)
         self._deleted.set()
+
+    def tell(self, listener: Told) -> None:
+        """Tells it from now on of what the gateway tells, and of deletions."""
+        self._told.add(listener)
 
     def touched(self, message_id: str) -> None:
         """Notes that the gateway told of a message; see `crossing`."""
-        for crossing in self._crossings:
-            crossing.touched(message_id)
+        for listener in self._told:
+            listener.touched(message_id)
 
     @contextlib.contextmanager
     def crossing(self) -> Iterator[Crossing]:
         """Notes what happens while Discord is asked about messages."""
         crossing = Crossing()
-        self._crossings.add(crossing)
+        self._told.add(crossing)
         try:
             yield crossing
         finally:
-            self._crossings.discard(crossing)
+            self._told.discard(crossing)
 
     async def room(self, guild_id: str) -> None:
         """Waits until a guild may put more of its old posts into the queue."""
@@ -207,6 +217,7 @@ class Ingest:
         batch = self._queue.due(now_s=self._clock(), limit=_BATCH)
         if not batch:
             return False
+        began_s = time.monotonic()
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
@@ -231,6 +242,8 @@ class Ingest:
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+        if self._give_way and all(item.lane is Lane.BACKFILL for item in batch):
+            await self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
         return True
 
     async def _store(self, work: Sequence[tuple[Queued, Entry]]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.opening import name_of, open_archive
 from bot.archive.port import ImageArchive
+from bot.cli.bar import Bar
 from bot.moving.copying import Copier
 from bot.moving.files import Importer, export_lines, reading, writing
-from bot.moving.showing import Bar, print_copied, print_imported, say
+from bot.moving.showing import print_copied, print_imported, say
 from bot.settings import BotSettings
 from inference import telemetry
 from inference.errors import StartupError

@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bot.archive.opening import open_archive
+from bot.cli.bar import Bar
 from bot.moving.commands import run
 from bot.moving.reembedding import Reembedder
-from bot.moving.showing import Bar, print_reembedded, print_switch, say
+from bot.moving.showing import print_reembedded, print_switch, say
 from bot.moving.sources import Sources, discord_links, files_by_content
 from bot.settings import BotSettings
 from inference.client import ClientSettings, EmbeddingClient, ModelInfo

@@ -1,18 +1,7 @@
-"""What the commands that move an archive print: how far they are, and what came of it."""
+"""What the commands that move an archive print of what came of it."""
 
 import sys
-import time
-from types import TracebackType
-from typing import Self
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from bot.cli.console import console, plain
@@ -20,58 +9,7 @@ from bot.moving.copying import Copied
 from bot.moving.files import Imported
 from bot.moving.reembedding import Reembedder
 
-_LINE_EVERY_S = 10.0
 _MOST_NAMES = 20
-
-
-class Bar:
-    """How far a command is: a bar in a terminal, now and then a line elsewhere; on stderr.
-
-    Args:
-        total: How many entries there are; None where that is not known.
-    """
-
-    def __init__(self, total: int | None) -> None:
-        self._console = console(err=True)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._total = total
-        self._task = self._bar.add_task("", total=total, note="")
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Clears the bar away; may be called twice."""
-        self._bar.stop()
-
-    def show(self, step: str, done: int, note: str = "") -> None:
-        """Takes the newest state."""
-        self._bar.update(self._task, description=step, completed=done, note=note)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
-            self._last_line = now
-            of = "" if self._total is None else f" of {self._total}"
-            self._console.print(", ".join(filter(None, (f"{step}: {done}{of}", note))))
 
 
 def print_copied(copied: Copied, source: str, target: str) -> None:

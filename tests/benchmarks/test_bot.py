@@ -7,8 +7,10 @@ import pytest
 
 from benchmarks import discord
 from benchmarks.crash import Found
+from benchmarks.outage import Ended
 from inference.errors import StartupError
 from tests.benchmarks.test_commands import bench
+from tests.bot.archive.atlas.secantus import MISSING
 
 
 def test_the_archive_is_exact_after_everything_was_killed(model: Path, tmp_path: Path) -> None:
@@ -36,10 +38,38 @@ def test_bot(model: Path, tmp_path: Path) -> None:
     done = bench("bot", "-m", model, *what)
     assert done.exit_code == 0, done.output
     data = json.loads(out.read_text())["data"]
-    assert data["measured"]["failed"] == 0
+    searches = data["measured"]["searches"]
+    assert {one["outcome"] for one in searches} <= {"answered", "busy"}
+    assert data["answered"]["count"] + data["busy"]["count"] == len(searches) > 0
     assert data["measured"]["indexed"][-1][1] == 150
-    assert data["searches"]["count"] == len(data["measured"]["searches"])
+    assert data["measured"]["lags_s"]
+    assert data["measured"]["processes"].keys() == {"bot", "server", "bench"}
     assert "<svg" in plot.read_text()
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_outage(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "outage.json"
+    what = ("--seconds", 3, "--calm", 2, "--rate", 6, "--retry", 0.5, "--json", out)
+    done = bench("outage", "-m", model, *what)
+    assert done.exit_code == 0, done.output
+    data = json.loads(out.read_text())["data"]
+    gone = next(one for one in data["parts"] if one["name"] == "the server is gone")
+    assert gone["backlog"] > 0
+    assert gone["answered_s"] == []
+    assert len(gone["told_s"]) > 0
+    ended = data["ended"]
+    assert ended["pictures"] > 20
+    assert (ended["missing"], ended["twice"], ended["left_over"]) == ([], [], [])
+
+
+def test_a_picture_missing_or_twice_is_seen() -> None:
+    def exact(**wrong: list[str]) -> bool:
+        right: dict[str, list[str]] = {"missing": [], "twice": [], "left_over": []}
+        return Ended(pictures=1, out_of_turn=0, **(right | wrong)).exact
+
+    assert exact()
+    assert not any(exact(**{name: ["1"]}) for name in ("missing", "twice", "left_over"))
 
 
 def test_without_the_tests_it_says_what_is_missing(

@@ -107,6 +107,9 @@ class Driver:
         except (PyMongoError, ValueError, TypeError) as error:
             # Not chained: a traceback could quote the connection string.
             raise unconfigured(error) from None
+        # What the last call failed with after its whole budget, until one succeeds.
+        self._outage: Trouble | None = None
+        self._looking = False
         self._name = settings.atlas_collection
         self._open = True
 
@@ -287,21 +290,38 @@ class Driver:
     async def _call(self, run: Callable[[], Awaitable[_T]]) -> _T:
         if not self._open:
             raise ArchiveError("The archive in Atlas is not open.")
+        if self._outage is None:
+            return await self._insist(run, self._retry_s)
+        if self._looking:  # members are told at once, and nobody else knocks meanwhile
+            raise self._outage.error()
+        self._looking = True
+        try:
+            return await self._insist(run, 0.0)
+        finally:
+            self._looking = False
+
+    async def _insist(self, run: Callable[[], Awaitable[_T]], budget_s: float) -> _T:
         loop = asyncio.get_running_loop()
-        give_up_at_s = loop.time() + self._retry_s
+        give_up_at_s = loop.time() + budget_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await run()
+                done = await run()
             except (_Again, PyMongoError) as error:
                 trouble = error.trouble if isinstance(error, _Again) else trouble_of_error(error)
                 wait_s = random.uniform(0.5, 1.0) * pause_s
-                if not trouble.passing or loop.time() + wait_s > give_up_at_s:
+                if not trouble.passing:
+                    raise trouble.error() from error
+                if loop.time() + wait_s > give_up_at_s:
+                    self._outage = trouble
                     raise trouble.error() from error
             except (BSONError, OverflowError, UnicodeError) as error:
                 raise ArchiveError(
                     f"Atlas cannot store a value that it was given: {_short(error)}."
                 ) from None
+            else:
+                self._outage = None
+                return done
             _log.info("Trying Atlas again in %.1f s: %s", wait_s, trouble.sentence)
             await asyncio.sleep(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)

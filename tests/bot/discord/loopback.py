@@ -640,7 +640,23 @@ class Discord(Backlog):
             return reply({"code": 10062, "message": "Unknown interaction"}, status=404)
         if pending.deferred is not None:
             return reply({"code": 40060, "message": "Already acknowledged"}, status=400)
-        pending.deferred = await request.json()
+        payload = pending.deferred = await request.json()
+        if payload["type"] == 4:  # the answer itself
+            data = payload["data"]
+            if problem := problem_of(data, {}):
+                return reply({"code": 50035, "message": problem}, status=400)
+            flags = data.get("flags") or 0
+            pending.answers.put_nowait(
+                Answer(
+                    ephemeral=bool(flags & 64),
+                    content=data.get("content") or "",
+                    components=data.get("components") or [],
+                    allowed_mentions=data.get("allowed_mentions"),
+                    how="beside",
+                    flags=flags,
+                    later=pending.answers,
+                )
+            )
         return web.Response(status=204)
 
     async def _edit_original(self, request: web.Request) -> web.Response:

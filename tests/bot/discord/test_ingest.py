@@ -13,7 +13,7 @@ from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Selection
 from bot.fetch import Fetcher, FetchError
 from bot.ingest.forgotten import Forgotten
-from bot.ingest.queue import Queue
+from bot.ingest.queue import Lane, Queue
 from bot.ingest.worker import Ingest, link_expired
 from bot.pictures import Sighting
 from inference.client import ClientSettings, EmbeddingClient
@@ -119,6 +119,26 @@ async def working(ingest: Ingest) -> AsyncIterator[asyncio.Task[None]]:
 @pytest.fixture
 def shop(tmp_path: Path, discord: Discord, server: ToyServer) -> Workshop:
     return Workshop(tmp_path, discord, server)
+
+
+async def test_old_posts_give_way_to_members_and_new_ones_do_not(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    given: list[float] = []
+
+    async def give_way(longest_s: float) -> None:
+        given.append(longest_s)
+
+    async with shop.open() as (ingest, queue, _):
+        ingest._give_way = give_way
+        async with working(ingest):
+            ingest.add([shop.sighting(1, map_art(1))])
+            await until_worked_off(queue)
+            assert given == []
+            ingest.add([shop.sighting(2, map_art(2))], lane=Lane.BACKFILL)
+            await until_worked_off(queue)
+    assert len(given) == 1
+    assert given[0] > 0
 
 
 async def until_worked_off(queue: Queue) -> None:

@@ -1,10 +1,8 @@
 """How much may be asked: token buckets, turns, and what a member is told."""
 
-import asyncio
-
 import pytest
 
-from bot.answering.limits import Buckets, Limits, Turns
+from bot.answering.limits import Buckets, Limits
 from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import Discord
@@ -74,63 +72,6 @@ def test_a_member_who_is_refused_costs_the_guild_nothing() -> None:
     said = limits.admit(member_id=3, guild_id=9)
     assert said == "This server is asking a lot right now; try again in 15 seconds."
     assert limits.admit(member_id=3, guild_id=10) is None, "another guild is not held up"
-
-
-async def test_so_many_of_a_kind_run_at_once_and_others_do_not_wait_for_them() -> None:
-    turns = Turns(2)
-    running: list[int] = []
-    gate, full = asyncio.Event(), asyncio.Event()
-
-    async def search(key: int) -> None:
-        async with turns.of(key):
-            running.append(key)
-            if len(running) == 3:
-                full.set()
-            await gate.wait()
-
-    async with asyncio.TaskGroup() as tasks:
-        for key in (1, 1, 1, 1, 2):
-            tasks.create_task(search(key))
-        await full.wait()
-        assert sorted(running) == [1, 1, 2]
-        gate.set()
-    assert sorted(running) == [1, 1, 1, 1, 2]
-    assert turns._lines == {}
-
-
-async def test_a_search_that_is_given_up_in_line_leaves_no_trace() -> None:
-    turns = Turns(1)
-
-    async def wait() -> None:
-        async with turns.of(1):
-            pytest.fail("it was not its turn")
-
-    async with turns.of(1):
-        waiting = asyncio.create_task(wait())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-    assert turns._lines == {}
-
-
-async def test_a_member_whose_links_are_slow_holds_up_nobody_else() -> None:
-    limits = Limits(per_member=1000, per_guild=0)
-    running: list[int] = []
-    gate, served = asyncio.Event(), asyncio.Event()
-
-    async def search(member_id: int) -> None:
-        async with limits.turn(member_id=member_id, guild_id=1):
-            running.append(member_id)
-            if member_id == EVE:
-                served.set()
-            await gate.wait()
-
-    async with asyncio.TaskGroup() as tasks:
-        for member_id in (*[BOB] * 20, EVE):
-            tasks.create_task(search(member_id))
-        await served.wait()
-        assert sorted(running) == [BOB, BOB, EVE]
-        gate.set()
 
 
 async def test_who_asks_too_much_is_told_to_wait_and_others_are_answered(

@@ -53,7 +53,7 @@ def hit(author: str, number: int = 1, *, spoiler: bool = False) -> Hit:
         author=author,
         spoiler=spoiler,
     )
-    return Hit(match=Match(picture=picture, score=0.987654), now=None, data=None)
+    return Hit(match=Match(picture=picture, score=0.987654), now=None)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
