@@ -1,8 +1,8 @@
 """What the machine can do at most: the same decoding and the same model, with no server.
 
 Two things are measured. The throughput of the best pipeline that can be built from the server's
-own parts: threads that decode, and full batches for the model, overlapped or in turns, whichever is
-faster here. And the time of one picture alone: decode it, run the model on it.
+own parts: threads that decode, and full batches for the model, overlapped, in turns, or each core with
+pictures of its own, whichever is fastest here. And the time of one picture alone: decode it, run the model on it.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,21 +38,23 @@ class Recipe:
     """One way to arrange the work.
 
     Attributes:
-        overlap: Decode the next batch while the model runs; otherwise take turns.
+        order: "overlapped" decodes the next batch while the model runs, "in turns" does not, and with
+            "each core" every core decodes a batch and runs it on one thread, whatever the others do.
         decode_threads: Threads that decode.
         engine_threads: Threads of one run.
         batch: Pictures in one run.
     """
 
-    overlap: bool
+    order: Literal["overlapped", "in turns", "each core"]
     decode_threads: int
     engine_threads: int
     batch: int
 
     def __str__(self) -> str:
-        order = "overlapped with" if self.overlap else "in turns with"
+        if self.order == "each core":
+            return f"{self.decode_threads} cores, each decodes and runs batches of {self.batch}"
         return (
-            f"{self.decode_threads} decoding threads {order} "
+            f"{self.decode_threads} decoding threads {self.order} with "
             f"batches of {self.batch} on {self.engine_threads} threads"
         )
 
@@ -124,24 +127,26 @@ class Limit:
             max_image_pixels=max_image_pixels,
         )
         self._options = EngineOptions(provider=provider, max_batch=max(BATCHES))
-        self._engines: dict[int, Engine] = {}
+        self._engines: dict[tuple[int, int], Engine] = {}
 
     def candidates(self) -> list[Recipe]:
         """The arrangements that are worth a try on this machine."""
         cores = usable_cores()
         threads = sorted({1, max(1, cores // 2), cores})
-        recipes = [
-            Recipe(overlap=overlap, decode_threads=decode, engine_threads=engine, batch=batch)
-            for overlap, decode, engine, batch in itertools.product(
-                (True, False), threads, threads, BATCHES
-            )
+        overlapped = [
+            Recipe(order="overlapped", decode_threads=decode, engine_threads=engine, batch=batch)
+            for decode, engine, batch in itertools.product(threads, threads, BATCHES)
         ]
         # Taking turns, anything less than all cores leaves some idle.
-        return [
-            recipe
-            for recipe in recipes
-            if recipe.overlap or recipe.decode_threads == recipe.engine_threads == cores
+        in_turns = [
+            Recipe(order="in turns", decode_threads=cores, engine_threads=cores, batch=batch)
+            for batch in BATCHES
         ]
+        each_core = [
+            Recipe(order="each core", decode_threads=cores, engine_threads=1, batch=batch)
+            for batch in BATCHES
+        ]
+        return [*overlapped, *in_turns, *each_core]
 
     def search(
         self, seconds: float, *, on_try: Callable[[Recipe, float], None] | None = None
@@ -164,7 +169,7 @@ class Limit:
         good = fastest(self.candidates(), seconds)[:_FINALISTS]
         best = fastest(good, _FINAL * seconds)[0]
         kept = {best.engine_threads, usable_cores()}
-        self._engines = {count: engine for count, engine in self._engines.items() if count in kept}
+        self._engines = {key: engine for key, engine in self._engines.items() if key[0] in kept}
         return best
 
     def search_seconds(self, seconds: float) -> float:
@@ -173,8 +178,10 @@ class Limit:
 
     def throughput(self, recipe: Recipe, seconds: float) -> Pace:
         """Runs an arrangement for a while, filled pipeline at both ends."""
+        if recipe.order == "each core":
+            return self._on_each_core(recipe, seconds)
         engine = self._engine(recipe.engine_threads)
-        if recipe.overlap:
+        if recipe.order == "overlapped":
             return self._overlapped(engine, recipe, seconds)
         return self._in_turns(engine, recipe, seconds)
 
@@ -196,12 +203,13 @@ class Limit:
                 break
         return Single(decode_s=decode_s, run_s=run_s, total_s=total_s)
 
-    def _engine(self, threads: int) -> Engine:
-        if threads not in self._engines:
+    def _engine(self, threads: int, number: int = 0) -> Engine:
+        key = threads, number
+        if key not in self._engines:
             engine = load_image_engine(self._artifact, replace(self._options, threads=threads))
             engine.warm_up()
-            self._engines[threads] = engine
-        return self._engines[threads]
+            self._engines[key] = engine
+        return self._engines[key]
 
     def _overlapped(self, engine: Engine, recipe: Recipe, seconds: float) -> Pace:
         # Room for the next batch while one runs.
@@ -239,6 +247,29 @@ class Limit:
                 return len(engine.embed(list(pool.map(self._decode, batch))))
 
             return _pace(turn, seconds)
+
+    def _on_each_core(self, recipe: Recipe, seconds: float) -> Pace:
+        numbers = itertools.count()  # next() on it is atomic
+        embedded: queue.SimpleQueue[int] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def work(engine: Engine) -> None:
+            while not stop.is_set():
+                batch = [
+                    self._decode(self._pictures[next(numbers) % len(self._pictures)])
+                    for _ in range(recipe.batch)
+                ]
+                embedded.put(len(engine.embed(batch)))
+
+        # Loaded before any runs.
+        engines = [self._engine(1, number) for number in range(recipe.decode_threads)]
+        with ThreadPoolExecutor(len(engines)) as pool:
+            for engine in engines:
+                pool.submit(work, engine)
+            try:
+                return _pace(embedded.get, seconds)
+            finally:
+                stop.set()
 
 
 def _pace(step: Callable[[], int], seconds: float) -> Pace:

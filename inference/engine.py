@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inference.artifact import IMAGE_TOWER, TEXT_TOWER, TOKENIZER, Artifact, Precision
 from inference.errors import InvalidInputError, StartupError
-from inference.providers import EngineOptions, Graph, open_session
+from inference.providers import EngineOptions, Graph, open_tower
 from inference.tower import Embeddings, Tower
 
 __all__ = [
@@ -178,12 +178,11 @@ def _load_tower(
         path=artifact.file(file),
         item_shape=item_shape,
         input_name=_INPUTS[file],
+        dtype=dtype,
         fp16=artifact.manifest.precision is Precision.FP16,
     )
-    session, choice = open_session(graph, options)
     return Tower(
-        session,
-        choice,
+        open_tower(graph, options),
         input_name=graph.input_name,
         item_shape=item_shape,
         dtype=dtype,

@@ -1,12 +1,16 @@
 """Which onnxruntime provider runs the model, and with which options; no silent fallback."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime
 
 from inference.errors import StartupError
@@ -15,14 +19,15 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-# A small model gains nothing from being split over cores: its threads wait for each other at every
-# layer, and decoding, which costs as much, wants a core of its own. Measured on two cores with the
-# bundled model (12 MB) at 32 callers, as a share of the limit: 0.66 with all cores for the model,
-# 0.81 with half of them. The smallest checkpoint of OpenAI's CLIP in int8 is 88 MB.
-_SMALL_MODEL_BYTES = 64 * 1024 * 1024
-# Batches buy little arithmetic on a CPU, but they spare hand-overs between threads, which a small
-# model feels: 0.72 of the limit with batches of 4, 0.78 of 8, 0.83 of 16, 0.81 of 32. A large model
-# does not, and a batch of 16 would keep a lone caller waiting for half a second.
+# Below this time of one item on one core, a run that is split over cores waits for its own threads at
+# every layer, and each core fares better with items of its own. Two cores, the bundled model (9 ms):
+# batches of 8 go through at 217 a second split by layer, at 257 split by item. ViT-B/32 in fp32 takes
+# about 100 ms: splitting by item would gain little there, hold the weights twice, and keep a caller
+# waiting for a whole batch on one core.
+_SMALL_MODEL_S = 0.06
+_TIMED_RUNS = 3
+# Batches buy little arithmetic on a CPU, but a small model feels what each run costs beside it. A
+# large model does not, and a batch of 16 would keep a lone caller waiting for half a second.
 _CPU_MAX_BATCH = 4
 _CPU_MAX_BATCH_SMALL = 16
 _GPU_MAX_BATCH = 32
@@ -38,7 +43,7 @@ class EngineOptions:
         provider: `cpu`, `cuda` and `tensorrt` must be there or loading fails; `auto` takes CUDA
             where it works and the CPU otherwise. TensorRT is never chosen by `auto`, because
             building its engines takes minutes.
-        threads: Threads of one run on the CPU; 0 chooses by the machine and the model.
+        threads: Threads that the model uses on the CPU; 0 takes one per core.
         max_batch: Most items in one run; 0 chooses by the provider and the model.
         gpu_memory_limit_bytes: Most GPU memory for onnxruntime's arena; 0 sets no limit.
         tensorrt_cache: Folder for built TensorRT engines; None builds them at every start.
@@ -61,18 +66,15 @@ class Graph:
         path: The ONNX file.
         input_name: Its one input, [N, *item_shape].
         item_shape: Shape of one item.
+        dtype: Type of its numbers.
         fp16: Whether the tower computes in half precision.
     """
 
     path: Path
     input_name: str
     item_shape: tuple[int, ...]
+    dtype: Any
     fp16: bool
-
-    @property
-    def small(self) -> bool:
-        """Whether decoding a picture costs about as much as running the model on it."""
-        return self.path.stat().st_size < _SMALL_MODEL_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +97,26 @@ class Choice:
         return self.name != CPU
 
 
-def open_session(graph: Graph, options: EngineOptions) -> tuple[Any, Choice]:
-    """Loads a tower with the provider that was asked for, or the best one for `auto`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A tower in memory.
 
-    Returns:
-        The `onnxruntime.InferenceSession` and the provider that it really uses.
+    Attributes:
+        session: The `onnxruntime.InferenceSession`.
+        choice: The provider that it really uses.
+        by_item: A session of one thread, for runs of some items on each core at once; None where
+            one run takes all of the cores.
+        cores: How many such runs at once.
+    """
+
+    session: Any
+    choice: Choice
+    by_item: Any = None
+    cores: int = 1
+
+
+def open_tower(graph: Graph, options: EngineOptions) -> Opened:
+    """Loads a tower with the provider that was asked for, or the best one for `auto`.
 
     Raises:
         StartupError: The provider is not there or does not work, or the graph cannot be loaded.
@@ -109,20 +126,54 @@ def open_session(graph: Graph, options: EngineOptions) -> tuple[Any, Choice]:
         if CUDA in available:
             choice = _choose(CUDA, graph, options)
             try:
-                return _open(graph, choice, options), choice
+                return Opened(session=_open(graph, choice, options, threads=1), choice=choice)
             except StartupError as error:
                 _log.warning("Falling back to the CPU, because CUDA does not work: %s", error)
-        choice = _choose(CPU, graph, options)
-        _log.info("The model runs on the CPU, threads: %d.", threads_of(graph, options))
-        return _open(graph, choice, options), choice
+        return _open_on_cpu(graph, options)
     name = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}[options.provider]
     if name not in available:
         raise StartupError(
             f"MAPSEEK_PROVIDER={options.provider} was asked for, but the installed onnxruntime has "
             f"no {name}. {_HOW_TO_GET[name]}"
         )
+    if name == CPU:
+        return _open_on_cpu(graph, options)
     choice = _choose(name, graph, options)
-    return _open(graph, choice, options), choice
+    return Opened(session=_open(graph, choice, options, threads=1), choice=choice)
+
+
+def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
+    """Finds out by running it whether the model is small: then cores share by item, not by layer."""
+    threads = options.threads or usable_cores()
+    choice = _choose(CPU, graph, options)
+    session = _open(graph, choice, options, threads=threads)
+    core_s = threads * _time_of_one(session, graph)
+    small = core_s < _SMALL_MODEL_S
+    if not options.max_batch:
+        choice = replace(choice, max_batch=_CPU_MAX_BATCH_SMALL if small else _CPU_MAX_BATCH)
+    _log.info(
+        "The model runs on the CPU, threads: %d, each with items of its own: %s (%.0f ms an item).",
+        threads,
+        "yes" if small and threads > 1 else "no",
+        core_s * 1000,
+    )
+    if not small or threads == 1:
+        return Opened(session=session, choice=choice)
+    by_item = _open(graph, choice, options, threads=1)
+    return Opened(session=session, choice=choice, by_item=by_item, cores=threads)
+
+
+def _time_of_one(session: Any, graph: Graph) -> float:
+    """Seconds of the fastest run of one item; infinite where it cannot be run like that."""
+    item = np.zeros((1, *graph.item_shape), graph.dtype)
+    fastest_s = math.inf
+    # What is wrong with the graph is told by what looks at it next, in a sentence.
+    with suppress(Exception):
+        for _ in range(_TIMED_RUNS):
+            started = time.perf_counter()
+            session.run(None, {graph.input_name: item})
+            fastest_s = min(fastest_s, time.perf_counter() - started)
+    return fastest_s
 
 
 _HOW_TO_GET = {
@@ -134,18 +185,6 @@ _HOW_TO_GET = {
 }
 
 
-def threads_of(graph: Graph, options: EngineOptions) -> int:
-    """How many threads a run on the CPU uses: what was asked for, or what suits the model."""
-    if options.threads:
-        return options.threads
-    return usable_cores() - decode_threads() or 1 if graph.small else usable_cores()
-
-
-def decode_threads() -> int:
-    """How many threads decode unless it is said: half of the cores."""
-    return max(1, usable_cores() // 2)
-
-
 def usable_cores() -> int:
     """Cores that this process may run on, which in a container may be fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
@@ -154,10 +193,7 @@ def usable_cores() -> int:
 
 
 def _choose(name: str, graph: Graph, options: EngineOptions) -> Choice:
-    max_batch = options.max_batch
-    if not max_batch and name == CPU:
-        max_batch = _CPU_MAX_BATCH_SMALL if graph.small else _CPU_MAX_BATCH
-    max_batch = max_batch or _GPU_MAX_BATCH
+    max_batch = options.max_batch or (_CPU_MAX_BATCH if name == CPU else _GPU_MAX_BATCH)
     build = {CPU: _cpu_options, CUDA: _cuda_options, TENSORRT: _tensorrt_options}[name]
     return Choice(name=name, options=build(graph, options, max_batch), max_batch=max_batch)
 
@@ -225,19 +261,18 @@ def _providers(graph: Graph, choice: Choice, options: EngineOptions) -> Sequence
     return [(TENSORRT, choice.options), (CUDA, rest)]
 
 
-def _open(graph: Graph, choice: Choice, options: EngineOptions) -> Any:
+def _open(graph: Graph, choice: Choice, options: EngineOptions, *, threads: int) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors; warnings tell of nodes that belong on the CPU
     settings.inter_op_num_threads = 1
+    settings.intra_op_num_threads = threads
     if choice.on_gpu:
-        settings.intra_op_num_threads = 1
         if hasattr(onnxruntime, "preload_dlls"):
             # Finds CUDA and cuDNN where pip put them.
             onnxruntime.preload_dlls()
     else:
-        settings.intra_op_num_threads = threads_of(graph, options)
         # Threads that spin between runs take the cores away from decoding.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(
             graph.path,

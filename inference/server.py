@@ -37,7 +37,7 @@ from inference.oip import service as oip
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
-from inference.providers import decode_threads
+from inference.providers import usable_cores
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
@@ -224,7 +224,7 @@ class RunningServer:
             limits=Limits(
                 slots=settings.queue_size,
                 reserved_slots=settings.queue_size // 4,
-                decode_threads=settings.decode_threads or decode_threads(),
+                decode_threads=settings.decode_threads or usable_cores(),
                 watchdog_s=settings.watchdog_s,
             ),
             on_health=self._on_health,

@@ -38,14 +38,13 @@ class ServerSettings(Settings):
         default=0,
         ge=0,
         le=1024,
-        description="Threads of one run of the model on the CPU. 0: one per core; for a small "
-        "model half of them, since decoding needs the others.",
+        description="Threads of the model on the CPU. 0: one per core.",
     )
     decode_threads: int = Field(
         default=0,
         ge=0,
         le=1024,
-        description="Threads that decode images. 0: half of the cores.",
+        description="Threads that decode images. 0: one per core.",
     )
     max_batch: int = Field(
         default=0,

@@ -19,7 +19,7 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineMemoryError, InferenceError, InvalidInputError, StartupError
-from inference.providers import CPU, CUDA, TENSORRT, Choice
+from inference.providers import CPU, CUDA, TENSORRT, Choice, Opened
 from inference.tower import Tower, bucket_sizes, is_out_of_memory
 from tests.inference.core.models import (
     CONTEXT,
@@ -55,8 +55,7 @@ def on_a_device(folder: Path) -> Tower[np.uint8]:
     """The tower with bound buffers, as on a GPU; the CPU plays the device."""
     session = onnxruntime.InferenceSession(folder / IMAGE_TOWER, providers=[CPU])
     return Tower(
-        session,
-        Choice(name=CUDA, max_batch=5),
+        Opened(session=session, choice=Choice(name=CUDA, max_batch=5)),
         input_name="pixels",
         item_shape=(SIDE, SIDE, 3),
         dtype=np.uint8,
