@@ -135,8 +135,17 @@ class ServerSettings(Settings):
         default=60.0,
         ge=1.0,
         le=3600.0,
-        description="A batch that runs longer than this, in seconds, makes the server NOT_SERVING "
-        "until it returns.",
+        description="A batch that runs longer than this, in seconds, counts as hung: the server is "
+        "NOT_SERVING and answers UNAVAILABLE until it returns. Once 20 batches have shown how fast "
+        "the model is, ten times the slowest rate at the largest batch is enough, from 5 s up.",
+    )
+    watchdog_grace_s: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=86400.0,
+        description="How long a model that hangs, or fails on everything, may stay NOT_SERVING, in "
+        "seconds, before the process exits with status 75 (it hangs) or 70 (it fails), to be "
+        "started again. 0: it waits for ever.",
     )
 
     @property
