@@ -37,6 +37,7 @@ from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
 from inference.providers import decode_threads
+from inference.quota import Quota, QuotaInterceptor
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
@@ -189,8 +190,14 @@ class RunningServer:
         settings = self._settings
         interceptors = telemetry.server_interceptors()
         interceptors.append(MalformedInterceptor(service.SERVICE_NAME))
-        if settings.token is not None:
-            interceptors.append(TokenInterceptor(settings.token.get_secret_value()))
+        tokens = settings.tokens()
+        if tokens:
+            interceptors.append(TokenInterceptor(tokens))
+        if settings.max_calls_per_client or settings.max_rate_per_client:
+            quota = Quota(
+                max_calls=settings.max_calls_per_client, images_per_s=settings.max_rate_per_client
+            )
+            interceptors.append(QuotaInterceptor(quota, by_token=len(tokens) > 1))
         server = grpc.aio.server(
             interceptors=interceptors,
             options=bind.channel_options(settings),
