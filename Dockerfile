@@ -1,16 +1,32 @@
-# One image for the embedding server and the bot; which of them a container is, its command says.
-FROM python:3.12-slim AS build
+# Two images, each with nothing installed but what it runs: --target server and --target bot. Both run
+# as nobody in particular, need no capability, and write nowhere but to /data and /tmp.
+FROM python:3.12-slim AS source
 WORKDIR /src
 COPY . .
-RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[cpu,bot]'
+RUN python -m venv /venv
 
-FROM python:3.12-slim
-RUN useradd --create-home --uid 10001 mapseek && install -d -o mapseek /data
-COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 MAPSEEK_LOG_FORMAT=json
-USER mapseek
+FROM source AS build-bot
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[bot]' && /venv/bin/pip uninstall -y pip
+
+FROM source AS build-server
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[cpu]' && /venv/bin/pip uninstall -y pip
+
+FROM python:3.12-slim AS base
+RUN useradd --system --uid 10001 --shell /usr/sbin/nologin mapseek && install -d -o mapseek -m 700 /data
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MAPSEEK_LOG_FORMAT=json
 # Archive and queue, where they are files; a volume keeps them.
 WORKDIR /data
 ENTRYPOINT ["mapseek"]
+
+FROM base AS bot
+COPY --from=build-bot /venv /venv
+USER mapseek
+CMD ["bot"]
+
+# The last one is what `docker build .` makes.
+FROM base AS server
+COPY --from=build-server /venv /venv
+USER mapseek
 CMD ["serve"]
+# The health service of gRPC, over TLS and with a client certificate where the settings say so.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=2s CMD ["mapseek", "health"]

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-exporter proto proto-check retrieval-art samples replies clean
+.PHONY: help demo test check audit format test-exporter proto proto-check retrieval-art samples replies clean
 
 help: ## Shows this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ check: $(VENV)/.dev proto-check ## Format, lint, types, import rules, drift of t
 format: $(VENV)/.dev ## Formats and fixes what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+audit: $(VENV)/audit/.done ## Looks the pinned versions up among the known vulnerabilities
+	$(VENV)/audit/bin/python .ci/audit.py
 
 test-exporter: $(VENV)/.exporter ## Installs torch and Optimum as well, then tests exporting and training
 	$(BIN)/python -m pytest tests/exporter tests/training
@@ -72,6 +75,12 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[cpu,dev]'
 	@touch $@ $(VENV)/.run
+
+# By itself: what it needs must not decide what mapseek is tested with.
+$(VENV)/audit/.done: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.10,<3'
+	@touch $@
 
 $(VENV)/.exporter: $(VENV)/.dev
 	$(INSTALL) -e '.[cpu,dev,exporter]'

@@ -13,6 +13,7 @@ from bot.settings import BotSettings
 from inference import telemetry
 from inference.client import ClientSettings, EmbeddingClient
 from inference.errors import UnauthenticatedError, UnavailableError
+from inference.tether import Tether
 
 _log = logging.getLogger("mapseek.up")
 
@@ -34,7 +35,8 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
     """Starts the server, waits until it serves, starts the bot, and keeps both going.
 
     SIGTERM and SIGINT stop both, the bot first; a second one kills them. A server that crashes is
-    started again; a bot that ends, ends everything.
+    started again; a bot that ends, ends everything. If this process is killed, both end by
+    themselves.
 
     Args:
         settings: The bot's.
@@ -50,15 +52,22 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
     settings.required_token()
     client = ClientSettings.load()
     # What was given as an option must hold for the bot, too.
+    tether = Tether()
     environment = {
         **os.environ,
+        **tether.environment,
         "MAPSEEK_ARCHIVE": str(settings.archive),
         "MAPSEEK_ARCHIVE_KIND": settings.archive_kind,
     }
-    with telemetry.set_up("mapseek-up", telemetry.TelemetrySettings.load()):
+    with (
+        contextlib.closing(tether),
+        telemetry.set_up("mapseek-up", telemetry.TelemetrySettings.load()),
+    ):
         return asyncio.run(
             _until_signal(
-                _Child("server", serve, environment), _Child("bot", bot, environment), client
+                _Child("server", serve, environment, tether),
+                _Child("bot", bot, environment, tether),
+                client,
             )
         )
 
@@ -66,16 +75,26 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
 class _Child:
     """A process of ours, by name."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        tether: Tether,
+    ) -> None:
         self.name = name
         self._command = command
         self._environment = environment
+        self._tether = tether
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Starts it, in a session of its own: a Ctrl-C reaches it through us, once, in order."""
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, env=self._environment, start_new_session=True
+            *self._command,
+            env=self._environment,
+            pass_fds=self._tether.pass_fds,
+            start_new_session=True,
         )
 
     async def ended(self) -> int:
@@ -157,6 +176,9 @@ async def _keep_serving(server: _Child, client: EmbeddingClient, address: str) -
     started_at_s = time.monotonic()
     while True:
         status = await server.ended()
+        if status == os.EX_CONFIG:
+            _log.error("The server cannot start with these settings; see its log above.")
+            return
         crashes = 1 if time.monotonic() - started_at_s > _STEADY_S else crashes + 1
         if crashes > _MOST_CRASHES:
             _log.error("The server ended %d times in a row; see its log above.", crashes)

@@ -1,8 +1,11 @@
 """Rules about reaching a server that its two sides share: what is local, what may be a token."""
 
 import ipaddress
+from pathlib import Path
 
 from pydantic import SecretStr
+
+from inference.errors import StartupError
 
 MIN_TOKEN_LENGTH = 16
 
@@ -48,3 +51,30 @@ def check_token(token: SecretStr | None) -> SecretStr | None:
     if not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise ValueError("a token may have printable ASCII characters only, and no space")
     return token
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Reads tokens from a file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        StartupError: It cannot be read, holds none, or a line is no token; no sentence repeats one.
+    """
+    variable = "MAPSEEK_TOKEN_FILE"
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise StartupError(f"{variable}: {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise StartupError(f"{variable}: {path} is no text file.") from None
+    tokens = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            check_token(SecretStr(line))
+        except ValueError as error:
+            raise StartupError(f"{variable}: line {number} of {path}: {error}.") from None
+        tokens.append(line)
+    if not tokens:
+        raise StartupError(f"{variable}: {path} holds no token: write one a line.")
+    return tokens

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from inference.errors import OverloadedError, ShuttingDownError
-from inference.lanes import Lane
+from inference.lanes import ROUNDING, Lane
 
 # How many of the latest departures tell the present throughput.
 _REMEMBERED = 64
@@ -19,22 +19,31 @@ class Admission:
     """A fixed number of slots; an item holds one from acceptance until its answer.
 
     Single calls `try_enter` and are refused when there is no slot; streams `enter` and wait, so
-    that their sender is held back. Waiting is first in, first out within a lane, and interactive
-    goes first. Bulk can never take the slots that are reserved for interactive items.
+    that their sender is held back. Waiting is first in, first out within a lane. Interactive goes
+    first, but of the slots that either lane could take while both wait, bulk gets its share. Bulk
+    can never take the slots that are reserved for interactive items.
 
     Args:
         slots: How many items may be in the server at once.
         reserved: How many of them only interactive items may take; fewer than `slots`.
+        bulk_share: Part of the freed slots that bulk is sure of while both lanes wait.
         clock: Seconds on a monotonic clock.
     """
 
     def __init__(
-        self, slots: int, *, reserved: int, clock: Callable[[], float] = time.monotonic
+        self,
+        slots: int,
+        *,
+        reserved: int,
+        bulk_share: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 <= reserved < slots:
             raise ValueError(f"{reserved} reserved slots of {slots} leave none for bulk")
         self._slots = slots
         self._bulk_slots = slots - reserved
+        self._bulk_share = bulk_share
+        self._owed_to_bulk = 0.0
         self._clock = clock
         self._inside = dict.fromkeys(Lane, 0)
         self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
@@ -91,13 +100,9 @@ class Admission:
         """Gives a slot back; whoever waits longest takes it over."""
         self._inside[lane] -= 1
         self._departures.append(self._clock())
-        for waiting_lane in (Lane.INTERACTIVE, Lane.BULK):
-            queue = self._waiting[waiting_lane]
-            while queue and self._has_room(waiting_lane):
-                turn = queue.popleft()
-                if not turn.done():
-                    self._let_in(waiting_lane)
-                    turn.set_result(None)
+        while (next_lane := self._next_lane()) is not None:
+            self._let_in(next_lane)
+            self._waiting[next_lane].popleft().set_result(None)
         if not self.inside:
             self._empty.set()
 
@@ -121,6 +126,27 @@ class Admission:
     async def empty(self) -> None:
         """Waits until no item holds a slot."""
         await self._empty.wait()
+
+    def _next_lane(self) -> Lane | None:
+        """Whose turn it is, or None where nobody waits whom there is room for."""
+        interactive, bulk = (self._waits(lane) for lane in (Lane.INTERACTIVE, Lane.BULK))
+        if not bulk:
+            self._owed_to_bulk = 0.0
+        bulk = bulk and self._has_room(Lane.BULK)
+        if not interactive or not self._has_room(Lane.INTERACTIVE):
+            return Lane.BULK if bulk else None
+        if bulk:
+            self._owed_to_bulk += self._bulk_share
+            if self._owed_to_bulk >= 1 - ROUNDING:
+                self._owed_to_bulk -= 1
+                return Lane.BULK
+        return Lane.INTERACTIVE
+
+    def _waits(self, lane: Lane) -> bool:
+        queue = self._waiting[lane]
+        while queue and queue[0].done():  # cancelled in this instant
+            queue.popleft()
+        return bool(queue)
 
     def _has_room(self, lane: Lane, count: int = 1) -> bool:
         if self.inside + count > self._slots:

@@ -1,7 +1,7 @@
 """The bearer token: who does not carry it is turned away before a byte of the message is read."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,17 +17,17 @@ Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | N
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets calls pass that carry `authorization: Bearer TOKEN`.
+    """Lets calls pass that carry `authorization: Bearer TOKEN`, with one of the tokens.
 
     Health stays open: probes of orchestrators and load balancers carry no token, and what they
     learn is one bit.
 
     Args:
-        token: The secret.
+        tokens: The secrets, in ASCII.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode("ascii")
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = [token.encode("ascii") for token in tokens]
 
     async def intercept_service(
         self,
@@ -35,19 +35,33 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         """Passes a call on, or answers it with UNAUTHENTICATED."""
-        if handler_call_details.method.startswith(_OPEN_METHODS) or any(
-            self._is_right(value)
-            for key, value in handler_call_details.invocation_metadata or ()
-            if key == "authorization"
+        if handler_call_details.method.startswith(_OPEN_METHODS) or self._is_right(
+            bearer(handler_call_details.invocation_metadata)
         ):
             return await continuation(handler_call_details)
         return _REFUSAL
 
-    def _is_right(self, header: str | bytes) -> bool:
-        given = header.encode() if isinstance(header, str) else header
-        scheme, _, token = given.partition(b" ")
-        # Constant in time, so that nobody can guess the token letter by letter.
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token)
+    def _is_right(self, given: bytes | None) -> bool:
+        if given is None:
+            return False
+        # Each comparison is constant in time, and all are made: nobody can guess a token letter
+        # by letter, or learn which one it is like.
+        return sum(hmac.compare_digest(given, token) for token in self._tokens) > 0
+
+
+def bearer(metadata: Iterable[Any] | None) -> bytes | None:
+    """The token that a call carries, or None.
+
+    Args:
+        metadata: Pairs of a key and a value, text or bytes, as gRPC gives them.
+    """
+    for key, value in metadata or ():
+        if key == "authorization":
+            given = value.encode() if isinstance(value, str) else value
+            scheme, _, token = given.partition(b" ")
+            if scheme.lower() == b"bearer":
+                return bytes(token)
+    return None
 
 
 async def _refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:

@@ -25,6 +25,10 @@ Out = TypeVar("Out")
 
 _log = logging.getLogger("mapseek.batcher")
 
+# So many full batches in a row must fit before larger ones are tried again: what the failures
+# cost is then nothing beside them.
+_FULL_RUNS_BEFORE_GROWING = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batched(Generic[Out]):
@@ -56,14 +60,15 @@ class Batcher(Generic[In, Out]):
 
     The contract: a batch starts as soon as the engine is free and holds what waits then, up to
     `max_batch`; lanes as in `LaneQueue`, first in, first out within a lane; a cancelled caller
-    leaves the queue; a failing run fails the callers of exactly that batch and the loop goes on;
-    nothing here ever cancels a caller's future.
+    leaves the queue; a batch that fails is halved and run again until the items at fault stand
+    alone, within bounds, and the loop goes on; nothing here ever cancels a caller's future.
 
     Args:
         run: Takes the items of a batch and returns as many results in the same order. Its
-            exceptions reach the batch's callers: an `EmbeddingError` as it is, anything else as
-            `InferenceError`. `EngineMemoryError` on a batch of several lowers the ceiling to half
-            of it, and its items are tried again in smaller batches.
+            exceptions reach the callers, each as an instance of its own: an `EmbeddingError` as
+            what it is, anything else as `InferenceError`. `EngineMemoryError` (or `MemoryError`)
+            on a batch of several lowers the ceiling to half of it, and its items are tried again
+            in smaller batches.
         max_batch: Most items in a batch.
         bulk_share: Part of the places that bulk is sure of while both lanes wait.
         turn: Taken for every run: batchers that share an engine share its turn.
@@ -89,6 +94,8 @@ class Batcher(Generic[In, Out]):
         self._running: list[_Waiter[In, Out]] = []
         self._wake = asyncio.Event()
         self._refusal: Exception | None = None
+        self._most_batch = max_batch
+        self._full_runs = 0
 
     @property
     def max_batch(self) -> int:
@@ -105,12 +112,12 @@ class Batcher(Generic[In, Out]):
 
         Raises:
             ShuttingDownError: `close` was called before.
+            UnavailableError: The run hangs, see `abandon`.
             InferenceError: The run failed, or the loop is dead.
             EmbeddingError: Whatever else of that kind the run raised.
         """
         if self._refusal is not None:
-            # A new instance, because a traceback belongs to one raise.
-            raise type(self._refusal)(*self._refusal.args)
+            raise fresh(self._refusal)
         waiter = _Waiter[In, Out](
             item, lane, self._clock(), asyncio.get_running_loop().create_future()
         )
@@ -148,6 +155,10 @@ class Batcher(Generic[In, Out]):
             self._refusal = ShuttingDownError()
         self._wake.set()
 
+    def abandon(self, error: Exception) -> None:
+        """Answers everybody who waits or is being run with this error; the run itself goes on."""
+        _settle(self._running + self._waiting.take(len(self._waiting)), error)
+
     async def _something_waits(self) -> bool:
         while not self._waiting:
             if self._refusal is not None:
@@ -162,54 +173,95 @@ class Batcher(Generic[In, Out]):
         if not batch:  # everybody left while another batcher had the turn
             return
         self._running = batch
-        started = self._clock()
-        try:
-            results = await self._run([waiter.item for waiter in batch])
-            run_s = self._clock() - started
-            if len(results) != len(batch):
-                raise InferenceError(  # noqa: TRY301 - a wrong length is one more failing run
-                    f"The engine returned {len(results)} results for {len(batch)} items."
-                )
-        except Exception as error:  # noqa: BLE001 - no engine error may end the loop
-            if isinstance(error, EngineMemoryError) and len(batch) > 1:
-                self._split(batch)
+        # The parts that are still to be run, the first one last: the whole batch, or what is left
+        # of it while it is halved. Half of these runs find one item at fault; they are bounded for
+        # the sake of an engine that fails on everything.
+        parts, runs_left = [batch], 4 * len(batch).bit_length()
+        while parts:
+            part = [waiter for waiter in parts.pop() if not waiter.future.done()]
+            error = await self._run_part(part) if part else None
+            runs_left -= 1
+            if error is None:
+                continue
+            if len(part) == 1 or runs_left <= 0:
+                _fail(part, error)
+            elif isinstance(error, EngineMemoryError | MemoryError):
+                others = [waiter for rest in reversed(parts) for waiter in rest]
+                self._shrink(part, part + others)
+                parts = []
             else:
-                self._fail(batch, error)
-        else:
-            for waiter, value in zip(batch, results, strict=True):
-                if not waiter.future.done():
-                    waiter.future.set_result(
-                        Batched(
-                            value=value,
-                            queue_s=started - waiter.arrived,
-                            run_s=run_s,
-                            batch_size=len(batch),
-                        )
-                    )
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
         self._running = []
 
-    def _fail(self, batch: list[_Waiter[In, Out]], error: Exception) -> None:
-        _log.error("A batch of %d failed.", len(batch), exc_info=error)
-        if not isinstance(error, EmbeddingError):
-            cause, error = error, InferenceError("The model failed on this batch.")
-            error.__cause__ = cause
-        _settle(batch, error)
+    async def _run_part(self, part: list[_Waiter[In, Out]]) -> Exception | None:
+        """Runs some items, and answers them unless it fails."""
+        started = self._clock()
+        try:
+            results = await self._run([waiter.item for waiter in part])
+            run_s = self._clock() - started
+            if len(results) != len(part):
+                raise InferenceError(  # noqa: TRY301 - a wrong length is one more failing run
+                    f"The engine returned {len(results)} results for {len(part)} items."
+                )
+        except Exception as error:  # noqa: BLE001 - no engine error may end the loop
+            return error
+        for waiter, value in zip(part, results, strict=True):
+            if not waiter.future.done():
+                waiter.future.set_result(
+                    Batched(
+                        value=value,
+                        queue_s=started - waiter.arrived,
+                        run_s=run_s,
+                        batch_size=len(part),
+                    )
+                )
+        if self._max_batch < self._most_batch and len(part) == self._max_batch:
+            self._grow()
+        return None
 
-    def _split(self, batch: list[_Waiter[In, Out]]) -> None:
-        self._max_batch = len(batch) // 2
+    def _shrink(self, part: list[_Waiter[In, Out]], again: list[_Waiter[In, Out]]) -> None:
+        self._max_batch = len(part) // 2
+        self._full_runs = 0
         _log.warning(
             "The engine ran out of memory on a batch of %d: from now on at most %d are run at "
             "once. Set MAPSEEK_MAX_BATCH=%d, or give the engine more memory.",
-            len(batch),
+            len(part),
             self._max_batch,
             self._max_batch,
         )
-        for waiter in reversed(batch):
+        for waiter in reversed(again):
             if not waiter.future.done():
                 self._waiting.put_back(waiter, waiter.lane)
+
+    def _grow(self) -> None:
+        """Tries larger batches again after many that fitted: memory may be free by now."""
+        self._full_runs += 1
+        if self._full_runs >= _FULL_RUNS_BEFORE_GROWING:
+            self._full_runs = 0
+            self._max_batch = min(2 * self._max_batch, self._most_batch)
+            _log.info("Batches of up to %d are tried again.", self._max_batch)
+
+
+def fresh(error: Exception) -> Exception:
+    """Another instance of an error, for another caller: a traceback belongs to one raise."""
+    # Not by calling the class: what its constructor takes is its own affair.
+    other: Exception = type(error).__new__(type(error), *error.args)
+    other.__dict__.update(error.__dict__)
+    other.__cause__ = error.__cause__
+    return other
+
+
+def _fail(waiters: Sequence[_Waiter[In, Out]], error: Exception) -> None:
+    _log.error("A batch of %d failed.", len(waiters), exc_info=error)
+    if not isinstance(error, EmbeddingError):
+        kind = EngineMemoryError if isinstance(error, MemoryError) else InferenceError
+        cause, error = error, kind("The model failed on this batch.")
+        error.__cause__ = cause
+    _settle(waiters, error)
 
 
 def _settle(waiters: Sequence[_Waiter[In, Out]], error: Exception) -> None:
     for waiter in waiters:
         if not waiter.future.done():
-            waiter.future.set_exception(error)
+            waiter.future.set_exception(fresh(error))

@@ -19,7 +19,8 @@ The server raises the ones it knows; `inference.client` raises the same types on
 The table from these to gRPC status codes is in `inference.service`, the table back in
 `inference.client.status`.
 
-`StartupError` stands apart: it ends the process before it serves, with a sentence for the operator.
+Two stand apart, because they end the process, with a sentence for the operator: `StartupError`
+before it serves, `EngineLostError` when only a new process can serve again.
 """
 
 
@@ -86,3 +87,15 @@ class EngineMemoryError(InferenceError):
 
 class StartupError(Exception):
     """The process cannot start. The message tells the operator what to change."""
+
+
+class EngineLostError(Exception):
+    """The engine hangs, or fails on everything, and did not come back.
+
+    Attributes:
+        hung: Whether a run is still going on that nothing can end.
+    """
+
+    def __init__(self, message: str, *, hung: bool) -> None:
+        super().__init__(message)
+        self.hung = hung

@@ -1,5 +1,6 @@
 """Whether the engine can be trusted: the facts behind the server's health status."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -7,14 +8,22 @@ _log = logging.getLogger("mapseek.health")
 
 
 class Health:
-    """Turns what happens to batches into one bit, and tells whenever it flips.
+    """Turns what happens to runs into one bit, and tells whenever it flips.
 
-    Unhealthy are: several failed batches in a row, a run that hangs, a broken batching loop. A
-    batch that succeeds heals all but the last. Lives on the event loop's thread.
+    Unhealthy are: an engine that fails on what it could do before, a run that hangs, a broken
+    batching loop. Several failed runs in a row are only a doubt, since pictures may be at fault;
+    see `Recovery`. A run that succeeds heals all but the broken loop. Lives on the event loop's
+    thread.
 
     Args:
         on_change: Called with the new state and the reason, at every flip.
-        failures_allowed: How many batches in a row may fail; the next one is one too many.
+        failures_allowed: How many runs in a row may fail; the next one is one too many.
+
+    Attributes:
+        healthy: The bit.
+        reason: Why it is what it is.
+        hangs: Whether it is a run that does not return.
+        in_doubt: Set from the first doubt until the next run that succeeds.
     """
 
     def __init__(
@@ -26,22 +35,40 @@ class Health:
         self._broken = False
         self.healthy = True
         self.reason = ""
+        self.hangs = False
+        self.in_doubt = asyncio.Event()
 
     def succeeded(self) -> None:
-        """A batch came back well."""
+        """A run came back well."""
         self._failures = 0
-        if not self.healthy and not self._broken:
-            self._flip("a batch succeeded", healthy=True)
+        if self.in_doubt.is_set():
+            self.in_doubt.clear()
+            self.hangs = False
+            if not self._broken:
+                self._flip("a run succeeded", healthy=True)
 
     def failed(self, error: BaseException) -> None:
-        """A batch failed."""
+        """A run failed."""
+        self.hangs = False
         self._failures += 1
         if self._failures > self._failures_allowed:
-            self._flip(f"{self._failures} batches in a row failed, lastly: {error}", healthy=False)
+            _log.debug("%d runs in a row failed, lastly: %s", self._failures, error)
+            self.in_doubt.set()
 
-    def hangs(self, seconds: float) -> None:
-        """A batch has been running for too long."""
-        self._flip(f"a batch has been running for more than {seconds:g} s", healthy=False)
+    def relapsed(self, error: BaseException) -> None:
+        """A run failed on what the engine could do before."""
+        self.hangs = False
+        self.in_doubt.set()
+        self._flip(
+            f"{self._failures} runs in a row failed, and then one that should not: {error}",
+            healthy=False,
+        )
+
+    def hung(self, seconds: float) -> None:
+        """A run has been going on for too long."""
+        self.hangs = True
+        self.in_doubt.set()
+        self._flip(f"a run has been going on for more than {seconds:g} s", healthy=False)
 
     def broke(self, error: BaseException) -> None:
         """The batching loop itself failed; only a new process heals that."""

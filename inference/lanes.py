@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 # Above what adding up shares loses: three thirds of a place are a place.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 class Lane(StrEnum):
@@ -66,7 +66,7 @@ class LaneQueue(Generic[Item]):
         for_bulk = 0
         if self._bulk:
             self._owed_to_bulk += places * self._bulk_share
-            for_bulk = min(int(self._owed_to_bulk + _ROUNDING), len(self._bulk), places)
+            for_bulk = min(int(self._owed_to_bulk + ROUNDING), len(self._bulk), places)
         interactive = min(len(self._interactive), places - for_bulk)
         bulk = places - interactive
         taken = [self._interactive.popleft() for _ in range(interactive)]

@@ -18,7 +18,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from inference.batcher import Batched
-from inference.errors import InvalidInputError, OverloadedError, ShuttingDownError
+from inference.errors import (
+    InvalidInputError,
+    OverloadedError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from inference.lanes import Lane
 from inference.threads import Ran
 
@@ -45,6 +50,7 @@ _REASONS = {
     InvalidInputError: "invalid",
     OverloadedError: "full",
     ShuttingDownError: "shutting_down",
+    UnavailableError: "unavailable",
 }
 
 

@@ -25,15 +25,18 @@ from inference.errors import (
     EngineMemoryError,
     InferenceError,
     InvalidInputError,
+    UnavailableError,
     UnsupportedError,
 )
 from inference.health import Health
 from inference.lanes import Lane
 from inference.observation import Observation
+from inference.recovery import Pace, Recovery
 from inference.threads import LaneThreads, Ran
 
 Embedding = NDArray[np.float32]
 In = TypeVar("In")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,11 @@ class Limits:
         reserved_slots: How many of them bulk items may never take; fewer than `slots`.
         decode_threads: Threads that decode pictures and tokenise texts.
         bulk_share: Part of the work that bulk is sure of while interactive items wait too.
-        failures_allowed: Batches in a row that may fail before the engine counts as unhealthy.
-        watchdog_s: A run that takes longer, in seconds, counts as hung.
+        failures_allowed: Runs in a row that may fail before the engine is doubted.
+        watchdog_s: A run that takes longer, in seconds, counts as hung; less once it is known
+            how long runs take, see `Pace`.
+        grace_s: How long the engine may hang or fail, in seconds, before it is given up; None
+            means for ever.
     """
 
     slots: int = 256
@@ -55,6 +61,7 @@ class Limits:
     bulk_share: float = 0.25
     failures_allowed: int = 2
     watchdog_s: float = 60.0
+    grace_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +116,8 @@ class Pipeline:
         texts: The text tower, where the model has one.
         limits: How much to take on.
         on_health: Called on the event loop with the new state and its reason whenever `healthy`
-            flips: after several failed batches in a row, when a run hangs, when a loop breaks,
-            and when a batch succeeds again.
+            flips: when the engine fails on what it could do before, when a run hangs, when a loop
+            breaks, and when a run succeeds again.
     """
 
     def __init__(
@@ -124,8 +131,11 @@ class Pipeline:
     ) -> None:
         self._limits = limits
         self._engines: list[Engine | TextEngine] = [images]
-        self._health = Health(on_health, failures_allowed=limits.failures_allowed)
-        self._admission = Admission(limits.slots, reserved=limits.reserved_slots)
+        self._on_health = on_health
+        self._health = Health(self._flipped, failures_allowed=limits.failures_allowed)
+        self._admission = Admission(
+            limits.slots, reserved=limits.reserved_slots, bulk_share=limits.bulk_share
+        )
         self._decoders = LaneThreads(
             limits.decode_threads, name="decode", bulk_share=limits.bulk_share
         )
@@ -138,7 +148,17 @@ class Pipeline:
         if texts is not None:
             self._engines.append(texts)
             self._texts = self._path("text", texts.tokenise, texts)
+        self._pace = Pace(
+            most_s=limits.watchdog_s, max_batch=max(engine.max_batch for engine in self._engines)
+        )
+        # What the engine is tried with in doubt: the first item that it embedded, or a warm-up.
+        self._known_good: Callable[[], object] = images.warm_up
+        self._knows_good = False
+        self._recovery = Recovery(
+            self._health, turn=self._turn, probe=self._probe, grace_s=limits.grace_s
+        )
         self._loops: list[asyncio.Task[None]] = []
+        self._closed = False
 
     @property
     def healthy(self) -> bool:
@@ -162,6 +182,7 @@ class Pipeline:
             InvalidInputError: The picture is at fault.
             OverloadedError: The server is full (never with `wait`).
             ShuttingDownError: The server is draining.
+            UnavailableError: The engine hangs, or fails on everything.
             InferenceError: The model failed.
         """
         return await self._embed(self._images, data, lane, wait=wait)
@@ -202,6 +223,7 @@ class Pipeline:
             ]
         else:
             try:
+                self._check_health()
                 self._admission.try_enter(lane, len(items))
             except BaseException as error:
                 for _ in items:
@@ -235,11 +257,14 @@ class Pipeline:
         """Runs the batching loops until `close`; run it as a task.
 
         Raises:
-            ExceptionGroup: A loop broke, which is a bug: the process cannot serve any more.
+            ExceptionGroup: Of `EngineLostError`, or a loop broke, which is a bug: the process
+                cannot serve any more.
         """
         try:
             async with asyncio.TaskGroup() as loops:
                 self._loops = [loops.create_task(path.batcher.serve()) for path in self._paths()]
+                if not self._closed:
+                    self._loops.append(loops.create_task(self._recovery.attend()))
         except* Exception as errors:
             self._health.broke(errors.exceptions[0])
             raise
@@ -250,6 +275,7 @@ class Pipeline:
         Items that are not answered within `grace_s` seconds get `ShuttingDownError`. Safe to call
         more than once.
         """
+        self._closed = True
         self._admission.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
@@ -266,6 +292,7 @@ class Pipeline:
 
     async def _embed(self, path: _Path[In], data: In, lane: Lane, *, wait: bool) -> Embedded:
         try:
+            self._check_health()
             if wait:
                 await self._admission.enter(lane)
             else:
@@ -288,6 +315,7 @@ class Pipeline:
             else:
                 decoded = await self._decoders.run(partial(path.prepare, data), lane)
             observed.decoded(decoded)
+            self._check_health()  # nobody shall begin to wait for a run that hangs
             batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
             embedding = _numbers(batched.value)
             observed.embedded(batched)
@@ -319,24 +347,47 @@ class Pipeline:
         self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
     ) -> Sequence[Embedding | None]:
         """Runs one batch on the engine's thread, watched."""
-        watchdog = asyncio.get_running_loop().call_later(
-            self._limits.watchdog_s, self._health.hangs, self._limits.watchdog_s
-        )
         items = [prepared.item for prepared in batch]
         try:
             with observation.batch(kind, [prepared.span for prepared in batch]):
-                ran = await self._engine_thread.run(partial(_rows, embed, items), abandon=True)
-        except EngineMemoryError as error:
+                ran = await self._watched(partial(_rows, embed, items))
+        except (EngineMemoryError, MemoryError) as error:
             if len(batch) == 1:  # a larger batch is split and tried again
-                self._health.failed(error)
+                self._health.failed(error.__cause__ or error)
             raise
         except Exception as error:
             self._health.failed(error.__cause__ or error)
             raise
+        self._health.succeeded()
+        self._pace.ran(ran.ran_s, len(items))
+        if not self._knows_good and ran.value[0] is not None:
+            self._knows_good, self._known_good = True, partial(embed, items[:1])
+        return ran.value
+
+    async def _watched(self, call: Callable[[], T]) -> Ran[T]:
+        """Makes a call on the engine's thread; the caller has the turn."""
+        limit_s = self._pace.limit_s
+        watchdog = asyncio.get_running_loop().call_later(limit_s, self._health.hung, limit_s)
+        try:
+            return await self._engine_thread.run(call, abandon=True)
         finally:
             watchdog.cancel()
+
+    async def _probe(self) -> None:
+        """Runs the engine on what it has done before; for `Recovery`."""
+        await self._watched(self._known_good)
         self._health.succeeded()
-        return ran.value
+
+    def _check_health(self) -> None:
+        if not self._health.healthy:
+            raise _lost()
+
+    def _flipped(self, healthy: bool, reason: str) -> None:  # noqa: FBT001 - the callback's shape
+        if self._on_health is not None:
+            self._on_health(healthy, reason)
+        if not healthy:  # who waits can be answered elsewhere
+            for path in self._paths():
+                path.batcher.abandon(_lost())
 
     def _path_of(self, item: bytes | Pixels | str) -> "_Path[Any]":
         if isinstance(item, bytes):
@@ -350,6 +401,12 @@ class Pipeline:
 
     def _paths(self) -> "list[_Path[Any]]":
         return [self._images] if self._texts is None else [self._images, self._texts]
+
+
+def _lost() -> UnavailableError:
+    return UnavailableError(
+        "The model does not answer at present: try again in a moment, or on another server."
+    )
 
 
 def _raise_named(error: BaseException | None, name: str) -> None:

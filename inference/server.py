@@ -31,13 +31,14 @@ from inference.engine import (
     load_image_engine,
     load_text_engine,
 )
-from inference.errors import StartupError
+from inference.errors import EngineLostError, StartupError
 from inference.malformed import MalformedInterceptor
 from inference.oip import service as oip
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
 from inference.providers import usable_cores
+from inference.quota import Quota, QuotaInterceptor
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
@@ -47,6 +48,10 @@ EXIT_DRAINED = 0
 EXIT_CRASHED = 1
 EXIT_CONFIGURATION = os.EX_CONFIG
 """78: the operator must change something; starting again will not help."""
+EXIT_ENGINE_HUNG = os.EX_TEMPFAIL
+"""75: a run of the model did not return; starting again is all that helps."""
+EXIT_ENGINE_FAILED = os.EX_SOFTWARE
+"""70: the model failed on what it could do before; starting again may help."""
 
 # How long the last answers and statuses may take to reach their callers once all work is done.
 _FLUSH_S = 1.0
@@ -168,6 +173,7 @@ class RunningServer:
 
         Raises:
             StartupError: The model cannot be loaded.
+            EngineLostError: The model hangs or fails for good.
             Exception: A loop broke, which is a bug.
         """
         await asyncio.shield(self._life)
@@ -196,8 +202,14 @@ class RunningServer:
         interceptors = telemetry.server_interceptors()
         interceptors.append(MalformedInterceptor(service.SERVICE_NAME))
         interceptors.append(MalformedInterceptor(oip.SERVICE_NAME))
-        if settings.token is not None:
-            interceptors.append(TokenInterceptor(settings.token.get_secret_value()))
+        tokens = settings.tokens()
+        if tokens:
+            interceptors.append(TokenInterceptor(tokens))
+        if settings.max_calls_per_client or settings.max_rate_per_client:
+            quota = Quota(
+                max_calls=settings.max_calls_per_client, images_per_s=settings.max_rate_per_client
+            )
+            interceptors.append(QuotaInterceptor(quota, by_token=len(tokens) > 1))
         server = grpc.aio.server(
             interceptors=interceptors,
             options=bind.channel_options(settings),
@@ -226,6 +238,7 @@ class RunningServer:
                 reserved_slots=settings.queue_size // 4,
                 decode_threads=settings.decode_threads or usable_cores(),
                 watchdog_s=settings.watchdog_s,
+                grace_s=settings.watchdog_grace_s or None,
             ),
             on_health=self._on_health,
         )
@@ -239,7 +252,10 @@ class RunningServer:
                     )
                 )
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
 
     def _open(self, backend: Backend) -> None:
         self._oip.open(backend)
@@ -277,29 +293,47 @@ async def serve(
         await server.stop()
 
 
-def run(settings: ServerSettings) -> int:
+def run(
+    settings: ServerSettings, *, load: Callable[[ServerSettings], LoadedModel] | None = None
+) -> int:
     """Serves until SIGTERM or SIGINT, then drains; a second signal kills.
+
+    Args:
+        settings: What the operator chose.
+        load: Loads the model; `load_model` unless told otherwise.
 
     Returns:
         The exit status: 0 after draining, 78 if the server could not start (with one sentence
-        on stderr), 1 if it broke (with a traceback in the log).
+        on stderr), 70 if the model failed for good, 1 if the server broke (with a traceback in
+        the log). Where a run of the model hangs for good, the process ends here, with 75: the
+        thread that is in it would hold up or crash an orderly end.
     """
     try:
         with telemetry.set_up("mapseek-server", TelemetrySettings.load()):
             try:
-                asyncio.run(_serve_until_signal(settings))
+                asyncio.run(_serve_until_signal(settings, load))
             except StartupError:
                 raise
+            except EngineLostError as error:
+                _log.critical("%s", error)
+                status = EXIT_ENGINE_HUNG if error.hung else EXIT_ENGINE_FAILED
             except Exception:  # noqa: BLE001  logged; the exit status tells the supervisor
                 _log.exception("the server broke")
-                return EXIT_CRASHED
+                status = EXIT_CRASHED
+            else:
+                status = EXIT_DRAINED
     except StartupError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
-    return EXIT_DRAINED
+    if status == EXIT_ENGINE_HUNG:
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
-async def _serve_until_signal(settings: ServerSettings) -> None:
+async def _serve_until_signal(
+    settings: ServerSettings, load: Callable[[ServerSettings], LoadedModel] | None
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -312,7 +346,7 @@ async def _serve_until_signal(settings: ServerSettings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
-    async with serve(settings) as server:
+    async with serve(settings, load=load) as server:
         stopped = asyncio.create_task(stopping.wait())
         ended = asyncio.create_task(server.ended())
         await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)

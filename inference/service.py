@@ -16,14 +16,13 @@ from inference.artifact import Manifest
 from inference.errors import (
     EmbeddingError,
     InvalidInputError,
-    OverloadedError,
     ShuttingDownError,
     UnavailableError,
     UnsupportedError,
 )
 from inference.lanes import Lane
 from inference.pipeline import Embedded, Pipeline
-from inference.status import RETRY_AFTER_KEY, UNFORESEEN, code_of
+from inference.status import UNFORESEEN, code_of, trailing_of
 from inference.stream import BulkStream, Requests, being_cancelled
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
@@ -200,12 +199,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
 
 
 async def _abort(context: Context, error: BaseException, message: str) -> NoReturn:
-    trailing = (
-        ((RETRY_AFTER_KEY, str(error.retry_after_ms)),)
-        if isinstance(error, OverloadedError)
-        else ()
-    )
-    await context.abort(code_of(error), message, trailing)
+    await context.abort(code_of(error), message, trailing_of(error))
 
 
 def _embedding(embedded: Embedded, manifest: Manifest) -> pb.Embedding:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from inference.access import check_token, is_local
+from inference.access import check_token, is_local, read_tokens
 from inference.environment import Settings
 
 BUNDLED_MODEL = Path(__file__).resolve().parent / "bundled"
@@ -119,6 +119,27 @@ class ServerSettings(Settings):
         description="Bearer token that every call but a health check must carry; at least 16 "
         "printable ASCII characters.",
     )
+    token_file: Path | None = Field(
+        default=None,
+        description="File of bearer tokens, one a line (# begins a comment), beside or instead of "
+        "MAPSEEK_TOKEN: one for each client. Read at the start.",
+    )
+    max_calls_per_client: int = Field(
+        default=0,
+        ge=0,
+        le=65536,
+        description="Most calls that one client may have at a time; more are refused with "
+        "RESOURCE_EXHAUSTED. A client is its token where MAPSEEK_TOKEN_FILE gives out several, "
+        "else its certificate, else its address. 0: no limit.",
+    )
+    max_rate_per_client: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e6,
+        description="Most images a second that one client may send, a second's worth at once; "
+        "single calls over it are refused with RESOURCE_EXHAUSTED, streams are read more slowly. "
+        "0: no limit.",
+    )
     insecure: bool = Field(
         default=False,
         description="1 allows what would be refused as unsafe: listening beyond this machine "
@@ -134,8 +155,17 @@ class ServerSettings(Settings):
         default=60.0,
         ge=1.0,
         le=3600.0,
-        description="A batch that runs longer than this, in seconds, makes the server NOT_SERVING "
-        "until it returns.",
+        description="A batch that runs longer than this, in seconds, counts as hung: the server is "
+        "NOT_SERVING and answers UNAVAILABLE until it returns. Once 20 batches have shown how fast "
+        "the model is, ten times the slowest rate at the largest batch is enough, from 5 s up.",
+    )
+    watchdog_grace_s: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=86400.0,
+        description="How long a model that hangs, or fails on everything, may stay NOT_SERVING, in "
+        "seconds, before the process exits with status 75 (it hangs) or 70 (it fails), to be "
+        "started again. 0: it waits for ever.",
     )
 
     @property
@@ -147,6 +177,15 @@ class ServerSettings(Settings):
     def tls(self) -> bool:
         """Whether the port speaks TLS."""
         return self.tls_cert is not None
+
+    def tokens(self) -> list[str]:
+        """The bearer tokens that open the server; none where it is open.
+
+        Raises:
+            StartupError: The file of tokens cannot be used.
+        """
+        own = [self.token.get_secret_value()] if self.token is not None else []
+        return own + (read_tokens(self.token_file) if self.token_file is not None else [])
 
     @field_validator("token")
     @classmethod
@@ -171,7 +210,8 @@ class ServerSettings(Settings):
             raise ValueError("MAPSEEK_TLS_CERT and MAPSEEK_TLS_KEY go together: set both or none")
         if self.tls_client_ca is not None and not self.tls:
             raise ValueError("MAPSEEK_TLS_CLIENT_CA needs MAPSEEK_TLS_CERT and MAPSEEK_TLS_KEY")
-        guarded = self.tls and (self.token is not None or self.tls_client_ca is not None)
+        named = self.token or self.token_file or self.tls_client_ca
+        guarded = self.tls and named is not None
         if not (self.insecure or guarded or is_local(self.listen)):
             raise ValueError(
                 f"MAPSEEK_LISTEN={self.listen} can be reached from other machines: set "

@@ -5,6 +5,7 @@ import grpc
 from inference.errors import (
     DeadlineError,
     EmbeddingError,
+    EngineMemoryError,
     InferenceError,
     InvalidInputError,
     OverloadedError,
@@ -14,8 +15,10 @@ from inference.errors import (
     UnsupportedError,
 )
 
-# Trailing metadata that tells when a full server is worth another try, in milliseconds.
+# Trailing metadata that tells when a full server is worth another try, in milliseconds: ours, and
+# the one that gRPC's own retries obey.
 RETRY_AFTER_KEY = "retry-after-ms"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 # What a failure that nobody foresaw looks like to the caller: its text could hold anything.
 UNFORESEEN = "The server failed on this request; the cause is in the server's log."
@@ -24,6 +27,7 @@ _CODES: dict[type[EmbeddingError], grpc.StatusCode] = {
     InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     UnknownModelError: grpc.StatusCode.NOT_FOUND,
+    EngineMemoryError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -48,6 +52,14 @@ def code_of(error: BaseException) -> grpc.StatusCode:
         if ancestor in _CODES:
             return _CODES[ancestor]
     return grpc.StatusCode.INTERNAL
+
+
+def trailing_of(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata for an error: when to try again, where the error knows."""
+    if not isinstance(error, OverloadedError):
+        return ()
+    milliseconds = str(error.retry_after_ms)
+    return ((RETRY_AFTER_KEY, milliseconds), (_PUSHBACK_KEY, milliseconds))
 
 
 def number_of(code: grpc.StatusCode) -> int:

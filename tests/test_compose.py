@@ -1,9 +1,8 @@
 """What can be said of the containers without Docker: well formed, and their commands work."""
 
-import os
 import re
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,35 @@ def test_our_containers_have_no_rights_that_they_do_not_need(name: str) -> None:
     assert service["read_only"] is True
     assert "privileged" not in service
     assert "ports" not in service
-    assert "USER mapseek" in (ROOT / "Dockerfile").read_text()
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"].partition(":")[0] == "10001"
+    stages = (ROOT / "Dockerfile").read_text().split("FROM ")
+    (stage,) = [
+        stage for stage in stages if stage.startswith(f"base AS {service['build']['target']}")
+    ]
+    assert "USER mapseek" in stage
+
+
+def test_an_image_holds_what_it_runs_and_no_more() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "'.[cpu]'" in dockerfile  # the server knows nothing of Discord
+    assert "'.[bot]'" in dockerfile  # and the bot nothing of models
+    assert "HEALTHCHECK" in dockerfile.split("AS server")[-1]
+
+
+def test_the_unit_is_one_that_systemd_knows_and_exposes_little() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not here")
+    command = (analyze, "security", "--offline=true", "--threshold=20")
+    done = subprocess.run(
+        [*command, str(ROOT / "deploy" / "mapseek.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "Unknown key" not in done.stderr
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -53,23 +80,14 @@ def test_nothing_secret_is_written_down() -> None:
 
 def test_the_healthcheck_of_the_server_tells_whether_it_serves() -> None:
     command = COMPOSE["services"]["server"]["healthcheck"]["test"]
-    assert command[:2] == ["CMD", "python"]
+    assert command == ["CMD", "mapseek", "health"]
 
     def checked(server: str) -> int:
-        environment = {
-            "MAPSEEK_SERVER": server,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}",
-        }
-        return subprocess.run(
-            [sys.executable, *command[2:]],
-            env=os.environ | environment,
-            check=False,
-            capture_output=True,
-        ).returncode
+        return CliRunner().invoke(app, ["health", "--server", server]).exit_code
 
     process = ToyProcess()
     try:
         assert checked(process.address) == 0
     finally:
         process.close()
-    assert checked(process.address) != 0
+    assert checked(process.address) == 1

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from bot.cli.archive_cli import app as archive_app
+from inference import tether
 
 # Which extra of this project brings a module that not every installation has.
 _EXTRAS = {
@@ -228,6 +229,28 @@ def serve(
         max_batch=max_batch,
     )
     raise typer.Exit(run(settings))
+
+
+@app.command(rich_help_panel=_SERVING)
+def health(
+    server: ServerOption = None,
+    within: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 3.0,
+) -> None:
+    """Ask a server whether it serves: exit status 0 if it does, 1 if not.
+
+    [dim]mapseek health --server 127.0.0.1:50051[/]
+
+    For health checks of containers; it speaks TLS where the settings say so, and needs no token.
+    """
+    import asyncio
+
+    from inference.client import ClientSettings
+    from inference.client.probe import is_serving
+
+    settings = ClientSettings.load(server=server)
+    serves = asyncio.run(is_serving(settings, timeout_s=within))
+    typer.echo(f"{settings.server} {'serves' if serves else 'does not serve'}")
+    raise typer.Exit(0 if serves else 1)
 
 
 @app.command("bot", rich_help_panel=_SERVING)
@@ -544,6 +567,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # An author's name that the terminal has no letters for must not end a search.
         sys.stdout.reconfigure(errors="replace")
+    tether.hold()
     sys.exit(app())
 
 

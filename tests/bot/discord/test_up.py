@@ -29,6 +29,7 @@ sys.exit(bot.up.run_up(BotSettings.load(), serve=serve, bot=bot_))
 # A process that writes its name down when it starts and when it is asked to end.
 DIARY = """\
 import os, pathlib, signal, sys
+from inference import tether
 name, diary = sys.argv[1:3]
 def note(what):
     with pathlib.Path(diary).open("a") as file:
@@ -37,13 +38,16 @@ def end(*_):
     note("ends")
     sys.exit(0)
 """
-BOT = DIARY + 'signal.signal(signal.SIGTERM, end)\nnote("starts")\nsignal.pause()\n'
+BOT = DIARY + (
+    'signal.signal(signal.SIGTERM, end)\ntether.hold()\nnote("starts")\nsignal.pause()\n'
+)
 STUBBORN = DIARY + 'signal.signal(signal.SIGTERM, signal.SIG_IGN)\nnote("starts")\nsignal.pause()\n'
 SERVER = (
     DIARY
     + """\
 import asyncio
 from tests.bot.discord.toy import main
+tether.hold()
 note("starts")
 asyncio.run(main(int(sys.argv[3])))
 note("ends")
@@ -109,10 +113,9 @@ async def up(
             process.kill()
             await process.wait()
         for _, pid in running.entries():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
+            if not _alive(pid):
                 continue
+            os.kill(pid, signal.SIGKILL)
             pytest.fail(f"process {pid} was left behind")
 
 
@@ -178,3 +181,38 @@ async def test_a_second_signal_kills_what_does_not_end(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGINT)
         status, _ = await running.ends()
         assert status == 0
+
+
+async def test_when_it_is_killed_both_end_by_themselves(tmp_path: Path) -> None:
+    async with up(tmp_path) as running:
+        pids = await running.noted("server starts", "bot starts")
+        running.process.kill()
+        await running.process.wait()
+
+        # Their parent is gone, so that nobody but the system can wait for them.
+        async def ended() -> bool:
+            return not any(_alive(pid) for pid in pids)
+
+        await until(ended)
+        assert {what for what, _ in running.entries()} >= {"bot ends", "server ends"}
+
+
+async def test_a_server_that_can_never_start_again_ends_it(tmp_path: Path) -> None:
+    once = SERVER.replace(
+        'note("starts")', 'if pathlib.Path(diary).exists(): sys.exit(78)\nnote("starts")'
+    )
+    async with up(tmp_path, server=once) as running:
+        server, _bot = await running.noted("server starts", "bot starts")
+        os.kill(server, signal.SIGKILL)
+        status, errors = await running.ends()
+        assert status == 1
+        assert "The server cannot start with these settings" in errors
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"  # a container's first process may not collect its orphans

@@ -89,6 +89,30 @@ async def test_who_waits_is_let_in_in_order_interactive_first() -> None:
     assert admission.inside == 0
 
 
+async def test_bulk_gets_its_share_of_the_slots_while_interactive_never_stops_waiting() -> None:
+    admission = Admission(4, reserved=2, bulk_share=0.25)
+    for _ in range(4):
+        admission.try_enter(INTERACTIVE)
+    entered: list[Lane] = []
+
+    async def enter(lane: Lane) -> None:
+        await admission.enter(lane)
+        entered.append(lane)
+
+    tasks = [asyncio.create_task(enter(lane)) for lane in [BULK] * 4 + [INTERACTIVE] * 40]
+    await quiet()
+    for number in range(16):
+        # Whoever has been in longest leaves.
+        admission.leave(entered[number - 4] if number >= 4 else INTERACTIVE)
+        await quiet()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+    assert entered.count(BULK) == 4
+    assert entered[:4].count(BULK) == 1
+
+
 async def test_a_freed_slot_belongs_to_who_waits_and_not_to_who_comes_next() -> None:
     admission = Admission(1, reserved=0)
     admission.try_enter(BULK)

@@ -12,15 +12,18 @@ from PIL import Image
 from inference.artifact import Artifact
 from inference.engine import Embeddings, EngineOptions, Pixels, load_image_engine, load_text_engine
 from inference.errors import (
+    EngineLostError,
     EngineMemoryError,
     InferenceError,
     OverloadedError,
     ShuttingDownError,
+    UnavailableError,
     UnsupportedError,
 )
 from inference.lanes import Lane
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
+from inference.recovery import Pace
 from tests.inference.core.models import IMAGE_WEIGHTS, TEXT_WEIGHTS, expected, save_model
 from tests.inference.core.pictures import encoded, preprocessor, scene
 from tests.inference.server.fakes import GatedEngine, LetterCounter, decode, picture, until
@@ -217,7 +220,7 @@ async def test_a_caller_that_leaves_before_a_decode_thread_is_free_is_not_decode
     assert engine.computed == [3]
 
 
-async def test_the_engine_counts_as_unhealthy_after_failures_in_a_row_until_a_batch_succeeds(
+async def test_an_engine_that_fails_on_what_it_could_do_before_is_unhealthy_until_it_can(
     engine: GatedEngine,
 ) -> None:
     told: list[tuple[bool, str]] = []
@@ -226,30 +229,91 @@ async def test_the_engine_counts_as_unhealthy_after_failures_in_a_row_until_a_ba
         limits={"failures_allowed": 1},
         on_health=lambda healthy, reason: told.append((healthy, reason)),
     )
-    engine.failures = [ValueError("a driver's words"), EngineMemoryError("full")]
     async with running(pipeline):
+        await pipeline.embed(picture(5), INTERACTIVE)
+        failure = ValueError("a driver's words")
+        engine.failures = [failure, EngineMemoryError("full"), failure, MemoryError()]
         with pytest.raises(InferenceError, match=r"^The model failed on this batch\.$"):
             await pipeline.embed(picture(1), INTERACTIVE)
         assert pipeline.healthy
         with pytest.raises(EngineMemoryError):
             await pipeline.embed(picture(2), INTERACTIVE)
-        assert not pipeline.healthy
-        await pipeline.embed(picture(3), INTERACTIVE)
-        assert pipeline.healthy
+        await until(lambda: not pipeline.healthy)
+        with pytest.raises(UnavailableError, match="does not answer at present"):
+            await pipeline.embed(picture(3), INTERACTIVE)
+        await until(lambda: pipeline.healthy)
+        await pipeline.embed(picture(4), INTERACTIVE)
 
     assert [healthy for healthy, _ in told] == [False, True]
-    assert "2 batches in a row failed" in told[0][1]
+    assert "2 runs in a row failed, and then one that should not: a driver's words" in told[0][1]
+    assert engine.computed == [5, 1, 2, 5, 5, 5, 4]  # callers are not needed to find out
 
 
-async def test_a_run_that_hangs_is_told_and_heals_when_it_ends(engine: GatedEngine) -> None:
-    pipeline = around(engine, limits={"watchdog_s": 0.0})
+async def test_pictures_that_make_the_engine_fail_do_not_make_it_unhealthy(
+    engine: GatedEngine,
+) -> None:
+    told: list[bool] = []
+    pipeline = around(
+        engine,
+        limits={"failures_allowed": 1},
+        on_health=lambda healthy, _: told.append(healthy),
+    )
     async with running(pipeline):
-        call = await hold(engine, pipeline)
-        await until(lambda: not pipeline.healthy)
-        engine.gate.set()
-        await call
+        await pipeline.embed(picture(5), INTERACTIVE)
+        for _ in range(4):
+            for _ in range(2):
+                engine.failures.append(ValueError("poisoned"))
+                with pytest.raises(InferenceError):
+                    await pipeline.embed(picture(1), INTERACTIVE)
+            await pipeline.embed(picture(2), INTERACTIVE)
 
-        assert pipeline.healthy
+    assert told == []
+    assert engine.computed.count(5) == 5
+
+
+async def test_a_run_that_hangs_fails_those_who_wait_and_heals_when_it_ends(
+    engine: GatedEngine,
+) -> None:
+    pipeline = around(engine, limits={"watchdog_s": 0.2})
+    async with running(pipeline):
+        calls = [await hold(engine, pipeline)]
+        calls += [asyncio.create_task(pipeline.embed(picture(n), BULK)) for n in (2, 3)]
+        await asyncio.wait(calls)
+        assert {type(call.exception()) for call in calls} == {UnavailableError}
+        assert not pipeline.healthy
+        with pytest.raises(UnavailableError):
+            await pipeline.embed(picture(4), INTERACTIVE)
+        engine.gate.set()
+        await until(lambda: pipeline.healthy)
+        await pipeline.embed(picture(5), INTERACTIVE)
+
+    assert engine.computed == [1, 5]
+
+
+async def test_an_engine_that_does_not_come_back_is_given_up(engine: GatedEngine) -> None:
+    pipeline = around(engine, limits={"watchdog_s": 0.1, "grace_s": 0.1})
+    serve = asyncio.create_task(pipeline.serve())
+    await hold(engine, pipeline)
+    await asyncio.wait([serve])
+    lost = serve.exception()
+    assert isinstance(lost, ExceptionGroup)
+    assert isinstance(lost.exceptions[0], EngineLostError)
+    assert lost.exceptions[0].hung
+    assert not pipeline.healthy
+    await pipeline.close(grace_s=0.0)
+
+
+def test_what_counts_as_hung_follows_from_how_long_runs_take() -> None:
+    pace = Pace(most_s=60.0, max_batch=32)
+    for _ in range(19):
+        pace.ran(0.01, 1)
+    assert pace.limit_s == 60.0
+    pace.ran(0.01, 1)
+    assert pace.limit_s == 5.0  # ten times 0.32 s is less than a machine may stand still
+    pace.ran(1.2, 12)
+    assert pace.limit_s == pytest.approx(32.0)
+    pace.ran(1.0, 1)
+    assert pace.limit_s == 60.0
 
 
 async def test_pictures_and_texts_never_run_at_the_same_time(engine: GatedEngine) -> None:

@@ -25,16 +25,15 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1, and its key."""
+    def sign(self, name: str, *, address: bool = True) -> tuple[Path, Path]:
+        """A certificate for 127.0.0.1, or for nothing but its name, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        certificate = (
-            self._builder(subject, key)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        builder = self._builder(subject, key)
+        if address:
+            loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         certificate_file = self._folder / f"{name}.pem"
         certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         key_file = self._folder / f"{name}.key"

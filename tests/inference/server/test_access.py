@@ -134,6 +134,30 @@ async def test_mutual_tls(start: Start, authority: Authority, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "holds no token: write one a line"),
+        (b"# nothing\n\n", "holds no token"),
+        (b"\xff\xfe", "is no text file"),
+        (f"{TOKEN}\nshort\n".encode(), "line 2 of .*: a token needs at least 16 characters"),
+        (b"sixteen characters", "line 1 of .*: a token may have printable ASCII"),
+    ],
+)
+async def test_a_file_of_tokens_that_cannot_be_used_is_a_startup_error(
+    start: Start, tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
+    tokens = tmp_path / "tokens"
+    if content is not None:
+        tokens.write_bytes(content)
+    with pytest.raises(StartupError, match=f"MAPSEEK_TOKEN_FILE: .*{sentence}") as caught:
+        async with start(token_file=tokens):
+            pass
+    assert TOKEN not in str(caught.value)
+    assert "sixteen" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("certificate", "key", "sentence"),
     [
         ("missing.pem", "server.key", "MAPSEEK_TLS_CERT: .*missing.pem cannot be read: No such"),

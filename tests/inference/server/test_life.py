@@ -58,20 +58,26 @@ async def test_health_tells_the_truth_from_the_first_moment_to_the_last(
                 assert check.status == SERVING
             await stub.Embed(request)
 
-            engine.failures = [InferenceError("The model failed.")] * 3
+            engine.failures = [InferenceError("The model failed.")] * 5
             for _ in range(3):
-                with pytest.raises(grpc.aio.AioRpcError):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await stub.Embed(request)
+                assert caught.value.code() is grpc.StatusCode.INTERNAL
             assert (await watch.read()).status == NOT_SERVING
-            await stub.Embed(request)
             assert (await watch.read()).status == SERVING
+            await stub.Embed(request)
 
             engine.gate.clear()
             hung = stub.Embed(request)
             assert (await watch.read()).status == NOT_SERVING
+            for call in (hung, stub.Embed(request)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert "does not answer at present" in (caught.value.details() or "")
             engine.gate.set()
-            await hung
             assert (await watch.read()).status == SERVING
+            await stub.Embed(request)
 
             await server.stop()
             assert (await watch.read()).status == NOT_SERVING

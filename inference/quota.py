@@ -1,0 +1,235 @@
+"""Limits per client: how many calls it may have at a time, and how many images a second.
+
+Set up only where a limit is set: a server without limits pays nothing for them.
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from inference import probes
+from inference.auth import bearer
+from inference.errors import OverloadedError
+from inference.status import code_of, trailing_of
+
+# In quotes, because only the stubs of this class are generic.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+_OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
+# More clients than this are not remembered; who has been quiet for longest is forgotten first.
+_MOST_CLIENTS = 10_000
+# When a client that has too many calls should try again: nobody knows when one of them ends.
+_CALL_RETRY_MS = 200
+# A provider gives every customer so many bits of an IPv6 address to change at will.
+_IPV6_PREFIX = 64
+
+
+class _Client:
+    """One client: its running calls, and a bucket of images that fills up with time."""
+
+    __slots__ = ("calls", "filled_at", "images")
+
+    def __init__(self, images: float, now: float) -> None:
+        self.calls = 0
+        self.images = images
+        self.filled_at = now
+
+
+class Quota:
+    """Counts what each client has and does.
+
+    Args:
+        max_calls: Most calls at a time; 0 for no limit.
+        images_per_s: Most images a second on average, a second's worth at once; 0 for no limit.
+        clock: Seconds on a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        images_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_calls = max_calls
+        self._rate = images_per_s
+        self._burst = max(1.0, images_per_s)
+        self._clock = clock
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    @contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """Counts a call of this client while the block runs.
+
+        Raises:
+            OverloadedError: The client has as many as it may.
+        """
+        client = self._client(name)
+        if self._max_calls and client.calls >= self._max_calls:
+            raise OverloadedError(
+                f"You have {client.calls} calls running, as many as one client may.",
+                retry_after_ms=_CALL_RETRY_MS,
+            )
+        client.calls += 1
+        try:
+            yield
+        finally:
+            client.calls -= 1
+
+    def take(self, name: str, images: int = 1) -> None:
+        """Takes images out of this client's bucket.
+
+        Raises:
+            OverloadedError: It is empty; the error says when it no longer is.
+        """
+        wait_s = self.wait_s(name, images)
+        if wait_s > 0:
+            raise OverloadedError(
+                f"You send more than {self._rate:g} images a second, the most one client may.",
+                retry_after_ms=int(wait_s * 1000) + 1,
+            )
+
+    def wait_s(self, name: str, images: int = 1) -> float:
+        """Takes images if the bucket holds any, and returns 0; else how long until it does.
+
+        A message of more images than there are is let through and leaves a debt behind.
+        """
+        if not self._rate:
+            return 0.0
+        client, now = self._client(name), self._clock()
+        client.images = min(self._burst, client.images + (now - client.filled_at) * self._rate)
+        client.filled_at = now
+        if client.images < 1:
+            return (1 - client.images) / self._rate
+        client.images -= images
+        return 0.0
+
+    async def held_back(self, name: str, images: int = 1) -> None:
+        """Takes images as soon as the bucket holds any."""
+        while (wait_s := self.wait_s(name, images)) > 0:  # noqa: ASYNC110 - no event fills a bucket
+            await asyncio.sleep(wait_s)
+
+    def _client(self, name: str) -> _Client:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = _Client(self._burst, self._clock())
+            if len(self._clients) > _MOST_CLIENTS:
+                self._forget()
+        self._clients.move_to_end(name)
+        return client
+
+    def _forget(self) -> None:
+        idle = next((name for name, client in self._clients.items() if not client.calls), None)
+        if idle is not None:
+            del self._clients[idle]
+
+
+class QuotaInterceptor(grpc.aio.ServerInterceptor):
+    """Holds every client to its quota: single calls are refused, streams are read more slowly.
+
+    Args:
+        quota: What is left to whom.
+        by_token: Whether a token tells who a client is: where several are given out.
+    """
+
+    def __init__(self, quota: Quota, *, by_token: bool) -> None:
+        self._quota = quota
+        self._by_token = by_token
+
+    async def intercept_service(
+        self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Guards every method but those of the health service."""
+        handler: Any = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        known = handler is not None and (handler.unary_unary or handler.stream_stream)
+        if not known or method.startswith(_OPEN_METHODS):
+            return handler  # type: ignore[no-any-return]  # it is what came in
+        token = bearer(handler_call_details.invocation_metadata) if self._by_token else None
+        make, answer = (
+            (grpc.unary_unary_rpc_method_handler, self._unary(handler.unary_unary, token))
+            if handler.unary_unary
+            else (grpc.stream_stream_rpc_method_handler, self._stream(handler.stream_stream, token))
+        )
+        guarded: Handler = make(
+            answer,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return guarded
+
+    def _unary(self, answer: Callable[[Any, Any], Awaitable[Any]], token: bytes | None) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            name = client_of(context, token)
+            try:
+                with self._quota.call(name):
+                    self._quota.take(name, _images(request))
+                    return await answer(request, context)
+            except OverloadedError as error:
+                await context.abort(code_of(error), str(error), trailing_of(error))
+
+        return guarded
+
+    def _stream(self, answer: Callable[[Any, Any], Any], token: bytes | None) -> Any:
+        async def slowly(requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
+            async for request in requests:
+                await self._quota.held_back(name, _images(request))
+                yield request
+
+        async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
+            name = client_of(context, token)
+            try:
+                with self._quota.call(name):
+                    answered = answer(slowly(requests, name), context)
+                    if hasattr(answered, "__aiter__"):  # reflection answers by yielding
+                        async for response in answered:
+                            await context.write(response)
+                    else:
+                        await answered
+            except OverloadedError as error:
+                await context.abort(code_of(error), str(error), trailing_of(error))
+
+        return guarded
+
+
+def client_of(context: Any, token: bytes | None) -> str:
+    """Who calls: by token where that tells, else by certificate, else by address.
+
+    Args:
+        context: The call's gRPC context.
+        token: The bearer token, where tokens tell clients apart.
+    """
+    if token is not None:
+        return f"token:{hash(token)}"  # the secret itself is not kept
+    identities = context.peer_identities()
+    if identities:
+        return f"certificate:{b','.join(identities).decode(errors='replace')}"
+    return _address_of(context.peer())
+
+
+def _address_of(peer: str) -> str:
+    scheme, _, rest = peer.partition(":")
+    if scheme not in {"ipv4", "ipv6"}:
+        return peer
+    # gRPC writes peers as URIs: ipv6:%5B::1%5D:50051
+    host = rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address), _IPV6_PREFIX), strict=False))
+
+
+def _images(request: Any) -> int:
+    """How much a message counts for: the images of a bulk message, else one."""
+    return max(1, len(getattr(request, "images", ())))
