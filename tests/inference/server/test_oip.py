@@ -265,7 +265,7 @@ async def test_a_full_server_takes_the_whole_batch_or_none_of_it(
         await asyncio.to_thread(engine.entered.acquire)
         error = await status(raw.ModelInfer(typed(picture(3), picture(4), picture(5))))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert [key for key, _ in error.trailing_metadata()] == ["retry-after-ms"]
+        assert "retry-after-ms" in [key for key, _ in error.trailing_metadata()]
         second = asyncio.create_task(client.infer("fake", images(picture(6), picture(7))))
         await until(lambda: server.calls == 2)
         engine.gate.set()
