@@ -154,15 +154,16 @@ def changed(**changes: Any) -> oip.ModelInferRequest:
         "lane": lambda lane: setattr(request.parameters["lane"], "string_param", lane),
         "output": lambda name: request.outputs.add(name=name),
         "priority": lambda level: setattr(request.parameters["priority"], "int64_param", level),
-        "raw": lambda data: (
-            given.ClearField("contents"),
-            request.raw_input_contents.extend(data),
-        ),
-        "shape": lambda shape: (given.ClearField("shape"), given.shape.extend(shape)),
+        "raw": request.raw_input_contents.extend,
+        "shape": given.shape.extend,
         "shared": lambda name: setattr(
             given.parameters["shared_memory_region"], "string_param", name
         ),
     }
+    if "raw" in changes:
+        given.ClearField("contents")
+    if "shape" in changes:
+        given.ClearField("shape")
     for name, value in changes.items():
         wrong.get(name, partial(setattr, given, name))(value)
     return request
@@ -441,7 +442,7 @@ async def test_the_token_is_asked_for(start: Start) -> None:
 
 async def test_what_is_no_message_is_an_invalid_argument(server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         error = await status(call(b"\xff\xff"))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "no request of ModelInfer" in (error.details() or "")
