@@ -143,6 +143,10 @@ def changed(**changes: Any) -> oip.ModelInferRequest:
     """A right request with one thing wrong."""
     request = typed(picture(1), picture(2))
     given = request.inputs[0]
+    if "raw" in changes:
+        given.ClearField("contents")
+    if "shape" in changes:
+        given.ClearField("shape")
     wrong: dict[str, Callable[[Any], Any]] = {
         "again": lambda name: request.inputs.add(name=name, datatype="BYTES", shape=[1]),
         "both": request.raw_input_contents.extend,
@@ -160,10 +164,6 @@ def changed(**changes: Any) -> oip.ModelInferRequest:
             given.parameters["shared_memory_region"], "string_param", name
         ),
     }
-    if "raw" in changes:
-        given.ClearField("contents")
-    if "shape" in changes:
-        given.ClearField("shape")
     for name, value in changes.items():
         wrong.get(name, partial(setattr, given, name))(value)
     return request
@@ -216,7 +216,9 @@ async def test_pixels_of_another_size_or_beyond_a_byte(raw: Any) -> None:
     given.shape[:] = [1, 4, 4, 3]
     request.ClearField("raw_input_contents")
     given.contents.uint_contents.extend([256] * 48)
-    assert "256, which is no UINT8" in str(await status(raw.ModelInfer(request)))
+    assert "the number 256 in uint_contents, which is no UINT8" in str(
+        await status(raw.ModelInfer(request))
+    )
 
 
 async def test_a_batch_is_all_or_nothing_and_the_bad_image_is_named(client: Any) -> None:
