@@ -219,7 +219,10 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         statistics = self._statistics[model.name]
         started = time.perf_counter()
         try:
-            question = tensors.read(request, model)
+            if tensors.is_slow(request):
+                question = await asyncio.to_thread(tensors.read, request, model)
+            else:
+                question = tensors.read(request, model)
             if question.tensor == TEXTS:
                 self._check_texts(question.items)
             try:

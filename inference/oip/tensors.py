@@ -7,7 +7,6 @@ have been.
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from mapseek.oip import open_inference_pb2 as oip
@@ -70,6 +69,11 @@ def read(request: oip.ModelInferRequest, model: Model) -> Question:
         timeout_s=_timeout_s(parameters),
         raw=_raw_is_wanted(request, model, default=raw),
     )
+
+
+def is_slow(request: oip.ModelInferRequest) -> bool:
+    """Whether reading takes long enough to be done beside the event loop: numbers one by one."""
+    return any(given.contents.uint_contents for given in request.inputs)
 
 
 def answer(
@@ -223,12 +227,12 @@ def _pixels(
                 f"{tensor.name} has {len(numbers)} numbers in uint_contents, and its shape needs "
                 f"{wanted}."
             )
-        wide: np.ndarray[Any, np.dtype[np.uint32]] = np.fromiter(numbers, np.uint32, wanted)
-        if wide.max() > np.iinfo(np.uint8).max:
+        try:
+            batch = np.frombuffer(bytes(numbers), np.uint8)
+        except ValueError:
             raise InvalidInputError(
-                f"{tensor.name} has the number {wide.max()}, which is no UINT8."
-            )
-        batch = wide.astype(np.uint8)
+                f"{tensor.name} has the number {max(numbers)} in uint_contents, which is no UINT8."
+            ) from None
     return list(batch.reshape(shape))
 
 

@@ -35,6 +35,7 @@ from transformers import (
 from exporter import build, quantise, towers
 from exporter.errors import ExportError
 from exporter.export import export_model
+from exporter.triton import Serving, repository_files
 from exporter.verify import FidelityError
 from inference.artifact import Artifact, Precision, Thresholds
 from inference.engine import EngineOptions, load_image_engine, load_text_engine
@@ -497,6 +498,7 @@ STOPPING = """
 import sys
 from pathlib import Path
 from exporter.export import export_model
+from exporter.triton import Serving, repository_files
 
 def report(line):
     print(line, flush=True)
@@ -546,3 +548,20 @@ def test_a_missing_library_is_named_before_any_work(
 
 def test_every_error_of_the_exporter_ends_the_command_with_a_sentence() -> None:
     assert issubclass(ExportError, StartupError)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_checkpoint_becomes_a_repository_for_triton(
+    clip_checkpoint: Path, out: Path, picture: bytes, precision: str
+) -> None:
+    exported = export_model(str(clip_checkpoint), out, precision=precision, triton=Serving())
+    manifest = exported.artifact.manifest
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert files == repository_files(manifest)
+    assert exported.size_bytes == sum((out / name).stat().st_size for name in files)
+
+    (graph,) = out.glob("clip/*/model.onnx")
+    batch = reference(picture, manifest.preprocessing)[None]
+    (rows,) = onnxruntime.InferenceSession(graph).run(["image_embeds"], {"pixels": batch})
+    expected = torch_image_embedding(clip_checkpoint, picture)
+    assert rows[0] @ expected > BARS[precision]

@@ -143,6 +143,10 @@ def changed(**changes: Any) -> oip.ModelInferRequest:
     """A right request with one thing wrong."""
     request = typed(picture(1), picture(2))
     given = request.inputs[0]
+    if "raw" in changes:
+        given.ClearField("contents")
+    if "shape" in changes:
+        given.ClearField("shape")
     wrong: dict[str, Callable[[Any], Any]] = {
         "again": lambda name: request.inputs.add(name=name, datatype="BYTES", shape=[1]),
         "both": request.raw_input_contents.extend,
@@ -154,11 +158,8 @@ def changed(**changes: Any) -> oip.ModelInferRequest:
         "lane": lambda lane: setattr(request.parameters["lane"], "string_param", lane),
         "output": lambda name: request.outputs.add(name=name),
         "priority": lambda level: setattr(request.parameters["priority"], "int64_param", level),
-        "raw": lambda data: (
-            given.ClearField("contents"),
-            request.raw_input_contents.extend(data),
-        ),
-        "shape": lambda shape: (given.ClearField("shape"), given.shape.extend(shape)),
+        "raw": request.raw_input_contents.extend,
+        "shape": given.shape.extend,
         "shared": lambda name: setattr(
             given.parameters["shared_memory_region"], "string_param", name
         ),
@@ -215,7 +216,9 @@ async def test_pixels_of_another_size_or_beyond_a_byte(raw: Any) -> None:
     given.shape[:] = [1, 4, 4, 3]
     request.ClearField("raw_input_contents")
     given.contents.uint_contents.extend([256] * 48)
-    assert "256, which is no UINT8" in str(await status(raw.ModelInfer(request)))
+    assert "the number 256 in uint_contents, which is no UINT8" in str(
+        await status(raw.ModelInfer(request))
+    )
 
 
 async def test_a_batch_is_all_or_nothing_and_the_bad_image_is_named(client: Any) -> None:
@@ -441,7 +444,7 @@ async def test_the_token_is_asked_for(start: Start) -> None:
 
 async def test_what_is_no_message_is_an_invalid_argument(server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         error = await status(call(b"\xff\xff"))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "no request of ModelInfer" in (error.details() or "")

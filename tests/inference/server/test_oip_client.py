@@ -21,6 +21,7 @@ from inference.errors import (
     InvalidInputError,
     ModelChangedError,
     StartupError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownModelError,
     UnsupportedError,
@@ -29,6 +30,7 @@ from inference.server import RunningServer, serve
 from inference.settings import BUNDLED_MODEL, ServerSettings
 from tests.inference.core.models import IMAGE_WEIGHTS, save_model
 from tests.inference.core.pictures import encoded, scene
+from tests.inference.server.certificates import Authority
 from tests.inference.server.fakes import GatedEngine, Start, client_of, picture
 from tests.inference.server.repository import Repository, serving
 
@@ -167,6 +169,23 @@ async def test_a_wrong_model_is_said_at_once(server: RunningServer) -> None:
     async with client_of(f"oip://{server.address}/clip") as client:
         with pytest.raises(UnknownModelError, match="there is fake"):
             await client.wait_ready(PATIENCE_S)
+
+
+async def test_tls_and_the_token(start: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.sign("server")
+    token = "t" * 20
+    async with start(tls_cert=certificate, tls_key=key, token=token) as server:
+        await server.ready()
+        address = f"oips://{server.address}/fake"
+        async with client_of(address, tls_ca=authority.file, token=token) as client:
+            assert (await client.embed(picture(1))).model_id == "fake@abababababab"
+        async with client_of(address, tls_ca=authority.file) as client:
+            with pytest.raises(UnauthenticatedError):
+                await client.embed(picture(1))
+        async with client_of(address, attempts=1) as client:  # trusts other authorities
+            with pytest.raises(UnavailableError):
+                await client.embed(picture(1))
 
 
 @pytest.mark.parametrize(
