@@ -4,6 +4,7 @@ Whatever goes wrong becomes a sentence for the one member who asked, with the in
 quote; the same id stands in the log lines and in the trace, through to the batch of the model.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,9 @@ from bot.archive.port import ArchiveError
 from bot.fetch import FetchError
 from inference import telemetry
 from inference.errors import EmbeddingError
+
+# Nobody looks at an answer that comes later than this.
+_PATIENCE_S = 20.0
 
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")
@@ -150,12 +154,15 @@ class Delivery:
             _log.warning("Discord took no acknowledgement: %s", error)
             return "late"
         try:
-            async with self._limits.turn(member_id=asker.member.id, guild_id=asker.guild.id):
+            async with (
+                self._limits.turn(member_id=asker.member.id, guild_id=asker.guild.id),
+                asyncio.timeout(_PATIENCE_S),
+            ):
                 return await act(asker)
         except (RefusalError, BusyError) as error:
             outcome, words = _no(error, reference)
-        except (EmbeddingError, ArchiveError, FetchError) as error:
-            _log.warning("A search failed: %s", error)
+        except (EmbeddingError, ArchiveError, FetchError, TimeoutError) as error:
+            _log.warning("A search failed: %s", str(error) or "it took too long")
             outcome, words = "failed", explain(error, reference)
         except Exception as error:  # noqa: BLE001 (a member must never be left without an answer)
             _log.exception("A search failed.")

@@ -183,26 +183,31 @@ def explain(error: Exception, reference: str) -> str:
         error: What was raised.
         reference: What the member may quote; it stands in the log, too.
     """
+    words = _PLAIN.get(type(error)) or _in_words(error)
+    return f"{words} (Reference: `{reference}`)"
+
+
+_PLAIN: dict[type[Exception], str] = {
+    BusyError: "More is being looked up right now than this bot can answer; "
+    "try again in a few seconds.",
+    TimeoutError: "This took too long, so it was given up. Try again in a few minutes.",
+    UnsupportedError: "The model of this bot reads no text. Ask with a picture instead.",
+    GoneError: "This picture is no longer there: its link has expired, or it was deleted.",
+}
+
+
+def _in_words(error: Exception) -> str:
     match error:
         case OverloadedError():
             wait_s = max(1, round(error.retry_after_ms / 1000))
             words = f"Too many pictures are being looked up; try again in {wait_s} s."
-        case BusyError():
-            words = (
-                "More is being looked up right now than this bot can answer; "
-                "try again in a few seconds."
-            )
         case UnavailableError() | DeadlineError() | UnauthenticatedError():
             words = (
                 "The embedding server is not answering, so no picture can be looked up right now. "
                 "What is posted meanwhile is kept and indexed later. Try again in a few minutes."
             )
-        case UnsupportedError():
-            words = "The model of this bot reads no text. Ask with a picture instead."
         case InvalidInputError():
             words = f"This cannot be looked up: {error}"
-        case GoneError():
-            words = "This picture is no longer there: its link has expired, or it was deleted."
         case FetchError():
             words = f"This picture cannot be used: {error}"
         case ArchiveError():
@@ -214,4 +219,4 @@ def explain(error: Exception, reference: str) -> str:
             words = "Discord is not answering the bot right now. Try again in a moment."
         case _:
             words = "Something went wrong in mapseek. Whoever runs this bot can find out what."
-    return f"{words} (Reference: `{reference}`)"
+    return words

@@ -312,7 +312,8 @@ class Driver:
                 wait_s = random.uniform(0.5, 1.0) * pause_s
                 if not trouble.passing:
                     raise trouble.error() from error
-                if loop.time() + wait_s > give_up_at_s:
+                # Whoever finds out first that this is more than a moment, finds out for all.
+                if self._outage is not None or loop.time() + wait_s > give_up_at_s:
                     self._outage = trouble
                     raise trouble.error() from error
             except (BSONError, OverflowError, UnicodeError) as error:
