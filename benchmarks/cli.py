@@ -409,6 +409,48 @@ def soak(
 
 
 @app.command()
+def chaos(
+    *,
+    model: Model = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each fault lasts.")] = 3.0,
+    within: Annotated[
+        float, typer.Option(min=0.1, help="Seconds within which health has to tell the truth.")
+    ] = 1.0,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Scenario to run; repeat. All if unset")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    json: Json = None,
+) -> None:
+    """Engine errors, hangs, no memory, poison, vanishing clients, signals, clock jumps, under load.
+
+    [dim]mapseek bench chaos --json chaos.json[/]
+
+    [dim]mapseek bench chaos --only "poisoned pictures"[/]
+
+    It starts servers of its own on loopback, and checks every answer, health and exit statuses.
+
+    It exits with 1 where a call was lost or answered wrongly, or a promise was not kept.
+    """
+    from benchmarks.chaos import NAMES, ChaosOptions, bench_chaos
+
+    _check_writable(json)
+    unknown = [name for name in only or () if name not in NAMES]
+    if unknown:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is no scenario: take {', '.join(NAMES)}.", param_hint="--only"
+        )
+    options = ChaosOptions(
+        model=_folder(model), seconds=seconds, within_s=within, only=only or (), seed=seed
+    )
+    with _progress() as progress:
+        report = bench_chaos(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bot(
     *,
     model: Model = None,

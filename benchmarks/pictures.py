@@ -61,6 +61,11 @@ def map_art(random: np.random.Generator) -> Pixels:
     return art
 
 
+def plain(colour: tuple[int, int, int]) -> bytes:
+    """A PNG file of one colour."""
+    return encode(Image.new("RGB", (32, 32), colour), "PNG")
+
+
 def encode(picture: Image.Image, form: str, **options: object) -> bytes:
     """Encodes a picture; JPEG at a quality like a chat client's."""
     buffer = io.BytesIO()

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -62,12 +62,15 @@ class RunningServer:
 
 
 @contextmanager
-def run_server(model: Path, settings: Mapping[str, str] | None = None) -> Iterator[RunningServer]:
+def run_server(
+    model: Path, settings: Mapping[str, str] | None = None, *, program: str = _PROGRAM
+) -> Iterator[RunningServer]:
     """Runs a server for the length of the block.
 
     Args:
         model: The model folder to serve.
         settings: `MAPSEEK_*` variables for it, by lower-case name without the prefix.
+        program: Python text to run instead of the server, which may read its stdin.
 
     Raises:
         StartupError: It did not come up; the message ends with its last words.
@@ -79,7 +82,7 @@ def run_server(model: Path, settings: Mapping[str, str] | None = None) -> Iterat
     with tempfile.TemporaryFile("w+") as words, tempfile.TemporaryDirectory() as no_env_file:
         started = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603  our own program
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-c", program],
             env={
                 **kept,
                 "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
@@ -89,7 +92,7 @@ def run_server(model: Path, settings: Mapping[str, str] | None = None) -> Iterat
                 "MAPSEEK_LISTEN": address,
             },
             cwd=no_env_file,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if program == _PROGRAM else subprocess.PIPE,
             stdout=words,
             stderr=words,
             start_new_session=True,  # Ctrl-C is for the benchmark, which then stops the server
@@ -137,6 +140,9 @@ def _wait_until_serving(process: "subprocess.Popen[bytes]", address: str, words:
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:
