@@ -41,7 +41,6 @@ class LossSettings:
     koleo: float = 0.05
     picture: float = 1.0
     temperature: float = 0.07
-    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,7 @@ class TowerLosses(NamedTuple):
     """Fraction of queries whose own archive view is the nearest in the batch."""
 
 
-def info_nce(
-    queries: Tensor, archive: Tensor, scale: Tensor, others: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def info_nce(queries: Tensor, archive: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE over in-batch negatives.
 
     A. van den Oord et al., "Representation Learning with Contrastive Predictive Coding" (2018);
@@ -53,15 +51,13 @@ def info_nce(
         queries: Unit vectors, ``float32`` (n, d).
         archive: Unit vectors of the same maps in the same order.
         scale: Inverse temperature.
-        others: Cosines of the queries to maps that are not in the batch, ``float32`` (n, m).
 
     Returns:
         The loss, and the fraction of queries that find their own map first.
     """
     logits = scale * queries @ archive.T
     own = torch.arange(len(logits), device=logits.device)
-    crowd = logits if others is None else torch.cat([logits, scale * others], 1)
-    loss = (functional.cross_entropy(crowd, own) + functional.cross_entropy(logits.T, own)) / 2
+    loss = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
     return loss, (logits.argmax(1) == own).float().mean()
 
 
@@ -94,8 +90,6 @@ def corner_loss(found: Tensor, truth: Tensor) -> Tensor:
 def tower_loss(
     network: Network,
     small: Tensor,
-    numbers: Tensor,
-    *,
     archive: Encoded,
     query: Encoded,
     weights: LossSettings,
@@ -103,9 +97,8 @@ def tower_loss(
     """Weigh everything together.
 
     Args:
-        network: Gives the temperature, the units of pixels and the memory.
+        network: Gives the temperature and the units of pixels.
         small: The maps, small: ``float32`` (n, 3, 16, 16) in 0..1.
-        numbers: Which items of the stream they are, ``int64`` (n,).
         archive: What the network says of the views as posted.
         query: What the network says of the views that search.
         weights: Of the losses.
@@ -114,9 +107,7 @@ def tower_loss(
     query_unit = functional.normalize(query.embeddings, dim=1)
     # Beyond 100 the loss only rewards confidence (Radford et al. clip it there as well).
     scale = network.log_scale.exp().clamp(max=100.0)
-    others = network.memory.similarities(query_unit, numbers)
-    contrast, accuracy = info_nce(query_unit, archive_unit, scale, others)
-    network.memory.add(archive_unit, numbers)
+    contrast, accuracy = info_nce(query_unit, archive_unit, scale)
     spread = (koleo(archive_unit) + koleo(query_unit)) / 2
     truth = network.normalise(small)
     picture = (

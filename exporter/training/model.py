@@ -23,10 +23,6 @@ STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's standard deviation of RGB in 0..1."""
 
 
-FAR: Final = -10.0
-"""A cosine that no softmax notices. Infinity would make the temperature's gradient 0 times it."""
-
-
 class Encoded(NamedTuple):
     """What the network says about a batch of upright maps."""
 
@@ -55,42 +51,8 @@ def build_tower(settings: ModelSettings) -> CLIPVisionModelWithProjection:
     )
 
 
-class Memory(nn.Module):
-    """The archive embeddings of the last steps, which a query must not take for its own.
-
-    Negatives by the thousand, for the price of one multiplication (X. Wang et al., "Cross-Batch
-    Memory for Embedding Learning", CVPR 2020). It is part of a run's state.
-
-    Args:
-        size: How many; 0 remembers nothing.
-        dimensions: Of an embedding.
-    """
-
-    embeddings: Tensor
-    numbers: Tensor
-
-    def __init__(self, size: int, dimensions: int) -> None:
-        super().__init__()
-        self.register_buffer("embeddings", torch.zeros(size, dimensions))
-        self.register_buffer("numbers", torch.full((size,), -1))
-
-    def similarities(self, queries: Tensor, numbers: Tensor) -> Tensor:
-        """Cosines of unit vectors (n, d) to what is remembered of other items: (n, size).
-
-        Those to views of the same item, and to places still empty, are `FAR`.
-        """
-        own = (self.numbers[None] == numbers[:, None]) | (self.numbers[None] < 0)
-        return (queries @ self.embeddings.T).masked_fill(own, FAR)
-
-    def add(self, embeddings: Tensor, numbers: Tensor) -> None:
-        """Remember unit vectors (n, d) in place of the oldest."""
-        size = len(self.numbers)
-        self.embeddings = torch.cat([embeddings.detach().float(), self.embeddings])[:size]
-        self.numbers = torch.cat([numbers, self.numbers])[:size]
-
-
 class Network(nn.Module):
-    """The tower, and what only training needs: a head and a memory.
+    """The tower and the head that only training needs.
 
     A contrastive loss alone says little at first, from random weights. That the embedding must hold
     the map itself, small, says a lot at once. The head is linear, so that the tower has to do the
@@ -100,13 +62,10 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, tower: CLIPVisionModelWithProjection, temperature: float, memory: int = 0
-    ) -> None:
+    def __init__(self, tower: CLIPVisionModelWithProjection, temperature: float) -> None:
         super().__init__()
         self.tower = tower
         self.picture_head = nn.Linear(tower.config.projection_dim, 3 * SMALL_SIDE**2)
-        self.memory = Memory(memory, tower.config.projection_dim)
         self.log_scale = nn.Parameter(torch.tensor(1.0 / temperature).log())
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)

@@ -48,9 +48,6 @@ class Examples(NamedTuple):
     small: npt.NDArray[np.uint8]
     """The maps themselves, squashed and small: (n, 16, 16, 3)."""
 
-    numbers: npt.NDArray[np.int64]
-    """Which items of the stream they are: (n,)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -154,17 +151,12 @@ def draw_examples(source: Source, indices: Sequence[int]) -> Examples:
         cv2.resize(pixels, (SMALL_SIDE, SMALL_SIDE), interpolation=cv2.INTER_AREA)
         for pixels in walls
     ]
-    return Examples(
-        np.stack(pixels),
-        np.stack(corners),
-        np.stack(small).astype(np.uint8),
-        np.array(indices, np.int64),
-    )
+    return Examples(np.stack(pixels), np.stack(corners), np.stack(small).astype(np.uint8))
 
 
 def _vary(rng: np.random.Generator, examples: Examples) -> None:
     """Mirror and recolour items, all views of one alike, in place: other maps for nothing."""
-    for pixels, corners, small, _ in zip(*examples, strict=True):
+    for pixels, corners, small in zip(*examples, strict=True):
         if rng.random() < 0.5:
             pixels[:] = pixels[:, :, ::-1].copy()
             small[:] = small[:, ::-1].copy()
@@ -220,7 +212,6 @@ class Window:
             np.zeros((size, views_each, side, side, 3), np.uint8),
             np.zeros((size, views_each, 4, 2), np.float32),
             np.zeros((size, SMALL_SIDE, SMALL_SIDE, 3), np.uint8),
-            np.zeros(size, np.int64),
         )
         self._receive_until(self._start + size)
 
@@ -240,8 +231,7 @@ class Window:
         query = rng.integers(1, 1 + self._source.queries, count)
         chosen = np.stack([np.zeros_like(query), query], axis=1)
         at = slots[:, None], chosen
-        ring = self._ring
-        picked = Examples(ring.pixels[at], ring.corners[at], ring.small[slots], ring.numbers[slots])
+        picked = Examples(self._ring.pixels[at], self._ring.corners[at], self._ring.small[slots])
         _vary(rng, picked)
         return picked
 
@@ -270,7 +260,6 @@ class Window:
             self._ring.pixels[slots] = drawn.pixels
             self._ring.corners[slots] = drawn.corners
             self._ring.small[slots] = drawn.small
-            self._ring.numbers[slots] = drawn.numbers
             self._received += len(drawn.small)
 
     def _request(self) -> None:

@@ -33,9 +33,6 @@ class Batch(NamedTuple):
     small: Tensor
     """``float32`` (n, 3, 16, 16) in 0..1."""
 
-    numbers: Tensor
-    """``int64`` (n,): items of the stream."""
-
 
 class Task(Protocol):
     """Something that is trained.
@@ -109,8 +106,7 @@ class TowerTask:
         self._finder = finder.to(device).requires_grad_(requires_grad=False)
         self._weights = settings.loss
         tower = _tower(settings, start)
-        network = Network(tower, settings.loss.temperature, settings.loss.memory)
-        self.module = network.to(device).train()
+        self.module = Network(tower, settings.loss.temperature).to(device).train()
         self.average = deepcopy(self.module.tower).requires_grad_(requires_grad=False).eval()
 
     @property
@@ -128,14 +124,7 @@ class TowerTask:
             type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))
             for which in (0, 1)
         )
-        return tower_loss(
-            self.module,
-            batch.small,
-            batch.numbers,
-            archive=archive,
-            query=query,
-            weights=self._weights,
-        )
+        return tower_loss(self.module, batch.small, archive, query, self._weights)
 
     def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
         """Recall of the whole."""

@@ -184,14 +184,11 @@ class Trainer:
 
     def _to_device(self, examples: Examples) -> Batch:
         """Examples as tensors, pixels in 0..1."""
-        pixels, corners, small, numbers = (
-            torch.from_numpy(part).to(self.device) for part in examples
-        )
+        pixels, corners, small = (torch.from_numpy(part).to(self.device) for part in examples)
         return Batch(
             pixels.permute(0, 1, 4, 2, 3).float().div_(255),
             corners,
             small.permute(0, 3, 1, 2).float().div_(255),
-            numbers,
         )
 
     def _update_average(self, step: int) -> None:

@@ -25,13 +25,12 @@ from exporter.locator import Locator, LocatorSettings
 from exporter.training import losses, train, validate
 from exporter.training.config import (
     DataSettings,
-    LossSettings,
     ModelSettings,
     OptimiserSettings,
     ScheduleSettings,
     Settings,
 )
-from exporter.training.model import FAR, Memory, build_tower, save_folder
+from exporter.training.model import build_tower, save_folder
 from exporter.training.train import Inputs, Trainer
 
 pytestmark = pytest.mark.exporter
@@ -42,7 +41,6 @@ TINY = Settings(
         image_size=32, patch_size=8, hidden_size=32, layers=1, heads=2, mlp_size=64, dimensions=32
     ),
     data=DataSettings(window=16, refresh=4, queries=1, workers=0),
-    loss=LossSettings(memory=24),
     optimiser=OptimiserSettings(batch=16, learning_rate=3e-3, bf16=False),
     schedule=ScheduleSettings(steps=12, log_every=2),
 )
@@ -202,19 +200,6 @@ def test_info_nce_rewards_finding_the_own_map() -> None:
 
     assert accuracy == 1
     assert right < 0.5 < wrong
-
-
-def test_a_query_is_held_against_what_the_memory_holds_of_other_items() -> None:
-    memory = Memory(4, 3)
-    own, other = torch.eye(3)[:2].split(1)
-    memory.add(torch.cat([own, other]), torch.tensor([7, 8]))
-    known = memory.similarities(own, torch.tensor([7]))
-    assert known.tolist() == [[FAR, 0.0, FAR, FAR]]
-    alone, _ = losses.info_nce(own, own, torch.tensor(5.0))
-    crowded, _ = losses.info_nce(own, own, torch.tensor(5.0), known)
-    assert crowded > alone
-    memory.add(torch.eye(3), torch.tensor([1, 2, 3]))
-    assert memory.numbers.tolist() == [1, 2, 3, 7]
 
 
 def test_koleo_falls_as_vectors_spread() -> None:
