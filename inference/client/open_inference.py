@@ -33,7 +33,9 @@ from inference.client.settings import ClientSettings
 from inference.client.wire import Images, LaneName
 from inference.errors import (
     DeadlineError,
+    EmbeddingError,
     InferenceError,
+    InvalidInputError,
     UnavailableError,
     UnknownModelError,
     UnsupportedError,
@@ -97,7 +99,11 @@ class OpenInferenceWire:
             tensor = pixels(card.manifest)
             data = await self._decode(card.preprocess, image, Lane(lane), deadline)
         output = image_embeds(card.manifest)
-        return await self._infer(card, card.name, tensor, data, output, lane, deadline)
+        try:
+            return await self._infer(card, card.name, tensor, data, output, lane, deadline)
+        except (InvalidInputError, UnknownModelError) as error:
+            await self._blame(card, error, deadline)
+            raise
 
     async def embed_text(self, text: str, *, timeout_s: float) -> Embedded:
         """Embeds one text, where the server itself tokenises."""
@@ -124,6 +130,19 @@ class OpenInferenceWire:
     def close(self) -> None:
         """Ends the threads that decode."""
         self._decoders.stop()
+
+    async def _blame(self, card: Card, error: EmbeddingError, deadline: float) -> None:
+        """Returns if a refusal stands.
+
+        Raises:
+            UnavailableError: The image was prepared for a model that is gone: try again.
+            InferenceError: It was decoded here, so there is nothing wrong with it.
+        """
+        now = await self._describe(deadline)
+        if (now.info, now.preprocess is None) != (card.info, card.preprocess is None):
+            raise UnavailableError(f"{self._settings.server} has changed its model.") from error
+        if card.preprocess is not None and isinstance(error, InvalidInputError):
+            raise InferenceError(f"{self._settings.server} refused its pixels: {error}") from error
 
     async def _decode(
         self, preprocess: Preprocessor, image: bytes, lane: Lane, deadline: float

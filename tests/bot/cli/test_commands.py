@@ -287,6 +287,22 @@ def test_find_by_words_without_a_text_tower(tmp_path: Path) -> None:
     server.close()
 
 
+def test_index_and_find_over_the_open_inference_protocol(
+    process: ToyProcess, tmp_path: Path
+) -> None:
+    other = f"oip://{process.address}"
+    done = run("index", maps(tmp_path / "export", 5), MAPSEEK_SERVER=other)
+    assert done.returncode == 0, done.stderr
+    assert "5 stored." in done.stdout
+    (tmp_path / "query.png").write_bytes(picture_bytes(3, side=64))
+    answers = [
+        json.loads(run("find", "query.png", "--json", MAPSEEK_SERVER=server).stdout)
+        for server in (other, process.address)
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0]["matches"][0]["message_id"] == str(FIRST_MESSAGE + 3)
+
+
 def test_find_says_what_is_wrong_with_the_picture(process: ToyProcess, tmp_path: Path) -> None:
     run("index", maps(tmp_path / "export", 1))
     (tmp_path / "notes.txt").write_text("no picture")

@@ -348,6 +348,22 @@ async def test_a_model_that_changes_is_noticed(tmp_path: Path) -> None:
             [item async for item in client.embed_many(images())]
 
 
+async def test_an_image_is_not_blamed_for_a_model_that_changed(
+    folder: Path, tmp_path: Path
+) -> None:
+    repository = Repository(tiny_repository(tmp_path / "tiny", IMAGE_WEIGHTS))
+    (image,) = maps(1)
+    async with triton(repository, timeout_s=60) as client:
+        first = await client.embed(image)
+        repository.load(folder)  # another name and other pixels
+        second = await client.embed(image)
+        assert first.model_id != second.model_id
+        assert second.embedding.shape == (512,)
+        repository.failures = [grpc.StatusCode.INVALID_ARGUMENT]
+        with pytest.raises(InferenceError, match="refused its pixels: It was told to fail"):
+            await client.embed(image)
+
+
 async def test_a_server_that_does_not_tell_its_models_needs_a_name(
     repository: Repository,
 ) -> None:
