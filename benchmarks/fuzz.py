@@ -42,6 +42,7 @@ _ANSWER_S = 30.0
 _FRAMES_S = 0.05
 # A valid call is made after so many spoilt ones.
 _VALID_EVERY = 25
+_MOST_FINDINGS = 100
 
 _SERVICE = "/mapseek.v1.EmbeddingService/"
 _METHODS = (
@@ -97,8 +98,9 @@ class Seen:
     growth_mb: float = 0.0
 
     def found(self, what: str, data: bytes, why: str) -> None:
-        """Keeps something that broke a promise."""
-        self.findings[f"{what}-{len(self.findings)}"] = (data, why)
+        """Keeps something that broke a promise; a hundred are enough to begin with."""
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings[f"{what}-{len(self.findings)}"] = (data, why)
 
 
 def bench_fuzz(options: FuzzOptions, progress: Progress) -> Report:
