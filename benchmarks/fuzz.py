@@ -55,8 +55,9 @@ _METHODS = (
 )
 _STREAMS = (_METHODS[3], _METHODS[5])
 # What the contract names for bad input. NOT_FOUND is a probe's for a service that is not there.
+ENDED_EARLY = "ended early"
 DOCUMENTED = frozenset(
-    {"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "NOT_FOUND"}
+    {"OK", ENDED_EARLY, "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "NOT_FOUND"}
 )
 
 
@@ -276,7 +277,10 @@ async def _call(channel: grpc.aio.Channel, method: str, message: bytes) -> str:
         single: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         await single(message, timeout=_ANSWER_S)
     except grpc.aio.AioRpcError as error:
-        return str(error.code().name)
+        # The client's own word for a message that it could not send any more, because the server
+        # had answered the one before.
+        early = error.details() == "Internal error from Core"
+        return ENDED_EARLY if early else str(error.code().name)
     return "OK"
 
 
