@@ -451,6 +451,36 @@ def chaos(
 
 
 @app.command()
+def fuzz(
+    *,
+    model: Model = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long it goes on.")] = 1.0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for what broke a promise.")
+    ] = Path("results/fuzz"),
+    seed: Annotated[int, typer.Option(help="Decides what is spoilt how.")] = 0,
+    json: Json = None,
+) -> None:
+    """Spoilt pictures for the decoder, spoilt messages and frames for a server of its own.
+
+    [dim]mapseek bench fuzz --minutes 60 --seed 1[/]
+
+    It exits with 1 where anything but a documented error came out, and keeps what did it.
+
+    Ctrl-C ends it with what was seen so far.
+    """
+    from benchmarks.fuzz import FuzzOptions, bench_fuzz
+
+    _check_writable(json, out / "finding")
+    options = FuzzOptions(model=_folder(model), minutes=minutes, out=out, seed=seed)
+    with _progress() as progress:
+        report = bench_fuzz(options, progress)
+    _publish(report, json)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bot(
     *,
     model: Model = None,

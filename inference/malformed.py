@@ -25,12 +25,12 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
     """Answers what cannot be parsed with INVALID_ARGUMENT.
 
     Args:
-        service: Full name of the service to guard; its methods are coroutines, unary or
-            bidirectional.
+        services: Full names of the services to guard; their methods are unary or bidirectional
+            coroutines, or yield their answers.
     """
 
-    def __init__(self, service: str) -> None:
-        self._methods = f"/{service}/"
+    def __init__(self, *services: str) -> None:
+        self._prefixes = tuple(f"/{service}/" for service in services)
 
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
@@ -39,9 +39,10 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         # grpc.aio gives the method as text, against its own type.
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith(self._methods):
+        known = handler is not None and (handler.unary_unary or handler.stream_stream)
+        if not known or not method.startswith(self._prefixes):
             return handler  # type: ignore[no-any-return]  # it is what came in
-        name = method.removeprefix(self._methods)
+        name = method.rpartition("/")[2]
         error = f"The message is no request of {name}: it is damaged, or meant for another method."
         make, answer = (
             (grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, error))
@@ -75,7 +76,7 @@ def _unary(answer: Callable[[Any, Any], Awaitable[Any]], error: str) -> Any:
     return guarded
 
 
-def _stream(answer: Callable[[Any, Any], Awaitable[None]], error: str) -> Any:
+def _stream(answer: Callable[[Any, Any], Any], error: str) -> Any:
     async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             if request is _MALFORMED:
@@ -83,6 +84,14 @@ def _stream(answer: Callable[[Any, Any], Awaitable[None]], error: str) -> Any:
             yield request
 
     async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
-        await answer(checked(requests), context)
+        try:
+            answered = answer(checked(requests), context)
+            if isinstance(answered, AsyncIterator):  # reflection answers by yielding
+                async for response in answered:
+                    await context.write(response)
+            else:
+                await answered
+        except InvalidInputError as failure:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure))
 
     return guarded

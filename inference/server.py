@@ -55,6 +55,9 @@ EXIT_ENGINE_FAILED = os.EX_SOFTWARE
 
 # How long the last answers and statuses may take to reach their callers once all work is done.
 _FLUSH_S = 1.0
+# How often, and how long apart, a port that gRPC let go of is bound again.
+_REBINDS = 100
+_REBIND_PAUSE_S = 0.05
 
 _log = logging.getLogger("mapseek.server")
 
@@ -145,6 +148,7 @@ class RunningServer:
         await self._grpc.start()
         _log.info("listening on %s, loading %s", self.address, self._settings.model)
         self._life = asyncio.create_task(self._live(), name="server")
+        self._listening = asyncio.create_task(self._keep_listening(), name="listening")
 
     @property
     def serving(self) -> bool:
@@ -176,10 +180,13 @@ class RunningServer:
             EngineLostError: The model hangs or fails for good.
             Exception: A loop broke, which is a bug.
         """
-        await asyncio.shield(self._life)
+        tasks = {self._life, self._listening}
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
 
     async def stop(self) -> None:
         """Refuses what is new, lets running calls finish within `drain_s`, and stops."""
+        self._listening.cancel()
         self._probes.close()
         self._service.close()
         self._oip.close()
@@ -197,11 +204,46 @@ class RunningServer:
         with suppress(asyncio.CancelledError, Exception):
             await self._life
 
+    async def _keep_listening(self) -> None:
+        """Listens anew whenever gRPC stops by itself.
+
+        It does so at a call whose method is no UTF-8, which any stranger may send (found by
+        `mapseek bench fuzz` in grpcio 1.85.1). What is running then is cut off as UNAVAILABLE.
+
+        Raises:
+            StartupError: The address cannot be bound again.
+        """
+        settings = self._settings.model_copy(update={"listen": self.address})
+        while True:
+            try:
+                # A cancelled wait would cancel what `stop` waits for, too.
+                await asyncio.shield(self._grpc.wait_for_termination())
+            except Exception as error:  # noqa: BLE001  whatever it was, the port is closed
+                _log.error("gRPC stopped by itself (%r); listening anew", error)
+            await self._grpc.stop(None)
+            for left in reversed(range(_REBINDS)):
+                server = self._build()
+                try:
+                    bind.listen(server, settings)
+                    break
+                except StartupError:
+                    if not left:
+                        raise
+                    await asyncio.sleep(_REBIND_PAUSE_S)
+            await server.start()
+            self._grpc = server
+
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
         interceptors = telemetry.server_interceptors()
-        interceptors.append(MalformedInterceptor(service.SERVICE_NAME))
-        interceptors.append(MalformedInterceptor(oip.SERVICE_NAME))
+        interceptors.append(
+            MalformedInterceptor(
+                service.SERVICE_NAME,
+                oip.SERVICE_NAME,
+                probes.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+            )
+        )
         tokens = settings.tokens()
         if tokens:
             interceptors.append(TokenInterceptor(tokens))

@@ -197,6 +197,41 @@ async def test_a_pipeline_that_breaks_ends_the_server(
             await server.ended()
 
 
+async def test_a_method_that_is_no_text_does_not_close_the_port(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by the fuzzer: it ends gRPC's own loop, and nobody was listening any more."""
+    path = b"/\xff\xff/X"
+    headers = b"".join(
+        b"\x00" + bytes([len(key)]) + key + bytes([len(value)]) + value
+        for key, value in (
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", path),
+            (b":authority", b"localhost"),
+            (b"content-type", b"application/grpc"),
+            (b"te", b"trailers"),
+        )
+    )
+    async with start() as server:
+        await server.ready()
+        host, _, port = server.address.rpartition(":")
+        for number in range(1, 4):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+                b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+                + len(headers).to_bytes(3)
+                + b"\x01\x05\x00\x00\x00\x01"
+                + headers
+            )
+            await writer.drain()
+            await until(lambda: caplog.text.count("listening anew") == number)  # noqa: B023
+            writer.close()
+            async with client_of(server.address) as client:
+                assert (await client.embed(picture(1))).model_id
+
+
 class Process:
     """A server process, and its log line by line."""
 
