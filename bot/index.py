@@ -34,9 +34,6 @@ _tracer = trace.get_tracer("mapseek.bot")
 
 # Pictures that are looked up in the archive, and stored, together.
 _BATCH = 64
-# Read and asked about at once; fewer of large files.
-_READ_AT_ONCE = 16
-_READ_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +105,6 @@ class Indexer:
         self._waiting: dict[str, list[_Read]] = {}
         self._hash_of: dict[int, str] = {}
         self._ready: list[tuple[_Read, Vector]] = []
-        # What the archive has of the bytes that were read last, and has not.
-        self._stored: dict[str, Vector] = {}
-        self._not_stored: set[str] = set()
         self._storing = asyncio.Lock()
         self._held: set[tuple[str, str]] | None = None
         self._stopping = False
@@ -157,50 +151,36 @@ class Indexer:
         items = self._source()
         number = 0
         while batch := await asyncio.to_thread(_take, items):
-            new = await self._new(batch)
-            while new:
-                for one, data in await self._read(new):
-                    content_hash = one.picture.content_hash
-                    if content_hash in self._waiting:
-                        self._waiting[content_hash].append(one)
-                    elif (vector := await self._known_vector(content_hash)) is not None:
-                        self._ready.append((one, vector))
-                        await self._store(at_least=_BATCH)
-                    else:
-                        self._waiting[content_hash] = [one]
-                        self._hash_of[number] = content_hash
-                        yield number, data
-                        number += 1
-
-    async def _read(self, new: list[Found]) -> list[tuple[_Read, bytes]]:
-        """Takes a few off the list, with their bytes, and asks the archive about them at once."""
-        some: list[tuple[_Read, bytes]] = []
-        size = 0
-        while new and len(some) < _READ_AT_ONCE and size < _READ_BYTES:
-            found = new.pop(0)
-            try:
-                contents = await asyncio.to_thread(
-                    read, found.path, max_bytes=self._model.limits.max_image_bytes
+            for found in await self._new(batch):
+                try:
+                    contents = await asyncio.to_thread(
+                        read, found.path, max_bytes=self._model.limits.max_image_bytes
+                    )
+                except UnreadableError as error:
+                    self._put_aside(found, str(error))
+                    continue
+                content_hash = contents.content_hash
+                if found.by_file and await self._is_held(found, content_hash):
+                    self._under_way.discard(found.key)
+                    self._tell(known=self.progress.known + 1)
+                    continue
+                picture = found.picture(
+                    width=contents.width,
+                    height=contents.height,
+                    file_size=len(contents.data),
+                    content_hash=content_hash,
                 )
-            except UnreadableError as error:
-                self._put_aside(found, str(error))
-                continue
-            if found.by_file and await self._is_held(found, contents.content_hash):
-                self._under_way.discard(found.key)
-                self._tell(known=self.progress.known + 1)
-                continue
-            picture = found.picture(
-                width=contents.width,
-                height=contents.height,
-                file_size=len(contents.data),
-                content_hash=contents.content_hash,
-            )
-            some.append((_Read(found=found, picture=picture), contents.data))
-            size += len(contents.data)
-        hashes = {one.picture.content_hash for one, _ in some}
-        self._stored = await self._archive.embeddings(hashes, self._model.id)
-        self._not_stored = hashes - self._stored.keys()
-        return some
+                one = _Read(found=found, picture=picture)
+                if content_hash in self._waiting:
+                    self._waiting[content_hash].append(one)
+                elif (vector := await self._known_vector(content_hash)) is not None:
+                    self._ready.append((one, vector))
+                    await self._store(at_least=_BATCH)
+                else:
+                    self._waiting[content_hash] = [one]
+                    self._hash_of[number] = content_hash
+                    yield number, contents.data
+                    number += 1
 
     async def _new(self, batch: list[Found | SetAside]) -> list[Found]:
         """The pictures of a batch that are neither stored nor under way."""
@@ -249,13 +229,8 @@ class Indexer:
         for one, vector in self._ready:
             if one.picture.content_hash == content_hash:
                 return vector
-        if content_hash in self._not_stored:
-            # Met again, it may have been stored meanwhile.
-            self._not_stored.discard(content_hash)
-            return None
-        if content_hash not in self._stored:
-            self._stored |= await self._archive.embeddings([content_hash], self._model.id)
-        return self._stored.get(content_hash)
+        stored = await self._archive.embeddings([content_hash], self._model.id)
+        return stored.get(content_hash)
 
     def _settle(self, content_hash: str, outcome: Embedded | EmbeddingError) -> None:
         """Takes the server's answer about some bytes."""
