@@ -109,6 +109,58 @@ def serve(
 
 
 @app.command()
+def peers(
+    *,
+    model: Model = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, help="Length of each measurement of a round.")
+    ] = 2.0,
+    callers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Callers of a closed loop; repeat for several. 1, 8, 32 if unset"),
+    ] = None,
+    environment: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the peers are installed, once.")
+    ] = Path("results/peers"),
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw throughput and latency: a .png or .svg file."),
+    ] = None,
+) -> None:
+    """The server beside mosec, LitServe and a plain gRPC server, on the same model and pictures.
+
+    [dim]mapseek bench peers --plot peers.png[/]
+
+    It installs them with pip into an environment of their own.
+
+    Ctrl-C ends it with the figures so far.
+    """
+    from benchmarks.peers.bench import PeersOptions, bench_peers
+
+    _check_writable(json, plot)
+    if plot is not None:
+        from benchmarks.plot import check_format
+
+        check_format(plot)
+    options = PeersOptions(
+        model=_folder(model),
+        environment=environment.absolute(),
+        rounds=rounds,
+        seconds=seconds,
+        callers=callers or (1, 8, 32),
+    )
+    with _progress() as progress:
+        report, served = bench_peers(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_peers
+
+        plot_peers(served, f"{report.model_id} on {report.machine.cpu}", plot)
+
+
+@app.command()
 def engine(
     *,
     model: Annotated[

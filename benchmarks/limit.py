@@ -1,8 +1,9 @@
 """What the machine can do at most: the same decoding and the same model, with no server.
 
 Two things are measured. The throughput of the best pipeline that can be built from the server's
-own parts: threads that decode, and full batches for the model, overlapped, in turns, or each core with
-pictures of its own, whichever is fastest here. And the time of one picture alone: decode it, run the model on it.
+own parts: threads that decode, and full batches for the model, overlapped, in turns, or each core
+with pictures of its own, whichever is fastest here. And the time of one picture alone: decode it,
+run the model on it.
 """
 
 import itertools
@@ -38,8 +39,8 @@ class Recipe:
     """One way to arrange the work.
 
     Attributes:
-        order: "overlapped" decodes the next batch while the model runs, "in turns" does not, and with
-            "each core" every core decodes a batch and runs it on one thread, whatever the others do.
+        order: "overlapped" decodes the next batch while the model runs, "in turns" does not; with
+            "each core" every core decodes a batch and runs it on one thread, for itself.
         decode_threads: Threads that decode.
         engine_threads: Threads of one run.
         batch: Pictures in one run.

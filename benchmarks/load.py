@@ -6,27 +6,35 @@ answers are not parsed beyond their length. Its own CPU time is part of the answ
 """
 
 import asyncio
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import grpc
 import grpc.aio
 from mapseek.v1 import embedding_pb2 as pb
 
 from benchmarks.latency import poisson_arrivals
+from benchmarks.peers.http import HttpChannel, as_body
 from inference.errors import StartupError
 
 _METHOD = "/mapseek.v1.EmbeddingService/Embed"
+_STREAM_METHOD = "/mapseek.v1.EmbeddingService/EmbedStream"
 _CONNECT_S = 10.0
+_HTTP = "http://"
+Body = Literal["image", "json"]
+_REFUSED = "RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +61,29 @@ class OpenLoop:
         seconds: For how long they come.
         timeout_s: How long each waits for its answer.
         seed: Which Poisson arrivals.
+        bulk: Images a message of an EmbedStream that is kept full meanwhile; 0 for none.
     """
 
     rate: float
     seconds: float
     timeout_s: float
     seed: int
+    bulk: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One EmbedStream, sent into as fast as the server takes it.
+
+    Attributes:
+        images: Images a message.
+        seconds: For how long its results count.
+        warm_s: For how long it runs before that.
+    """
+
+    images: int
+    seconds: float
+    warm_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +97,9 @@ class Load:
             moment of sending, in an open loop from the moment when it should have been sent.
         codes: How many requests ended with which gRPC status.
         answered: Good answers in all, also those before and after the time that counts.
+        refused_s: How long those that found the server full waited to be told, from the moment of
+            sending, in seconds.
+        bulk: Results a second of the EmbedStream beside it.
         late_s: By how much the open loop's worst request left later than intended, in seconds.
         cpu_s: CPU time of the load process.
     """
@@ -81,6 +109,8 @@ class Load:
     latencies_s: Sequence[float]
     codes: dict[str, int] = field(default_factory=dict)
     answered: int = 0
+    refused_s: Sequence[float] = ()
+    bulk: float = 0.0
     late_s: float = 0.0
     cpu_s: float = 0.0
 
@@ -94,13 +124,16 @@ class LoadProcess:
     """The load process, ready for jobs; a context manager.
 
     Args:
-        address: The server's HOST:PORT.
+        address: The server's HOST:PORT, or http://HOST:PORT/PATH of another kind of server.
         pictures: A folder of encoded pictures to send, round and round.
         token: The server's bearer token, if it wants one.
+        body: What a POST to such a server holds: the file, or JSON with the file in base64.
     """
 
-    def __init__(self, address: str, pictures: Path, *, token: str = "") -> None:
-        self._setup = {"address": address, "pictures": str(pictures), "token": token}
+    def __init__(
+        self, address: str, pictures: Path, *, token: str = "", body: Body = "image"
+    ) -> None:
+        self._setup = {"address": address, "pictures": str(pictures), "token": token, "body": body}
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -125,7 +158,7 @@ class LoadProcess:
             self._process.kill()
             self._process.communicate()
 
-    def run(self, job: ClosedLoop | OpenLoop) -> Load:
+    def run(self, job: ClosedLoop | OpenLoop | Stream) -> Load:
         """Runs a job to its end.
 
         Raises:
@@ -155,18 +188,19 @@ class LoadGenerator:
     """Sends prepared requests over one channel.
 
     Args:
-        channel: To the server.
+        channel: To the server; one that speaks HTTP can do single calls only.
         requests: Serialised `EmbedRequest` messages, sent round and round.
         metadata: Sent with every request.
     """
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        channel: Any,
         requests: Sequence[bytes],
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
+        self._channel = channel
         self._requests = requests
         self._metadata = grpc.aio.Metadata(*metadata)
         self._next = 0
@@ -211,16 +245,22 @@ class LoadGenerator:
 
     async def open(self, job: OpenLoop) -> Load:
         """Runs an open loop: every latency counts from the intended moment of sending."""
+        if job.bulk:
+            return await self._beside_bulk(job)
         latencies: list[float] = []
+        refused: list[float] = []
         codes: Counter[str] = Counter()
         worst_late_s = 0.0
         last_answer = 0.0
 
         async def one(intended: float) -> None:
             nonlocal last_answer
+            sent = time.perf_counter()
             code = await self._send(job.timeout_s)
             last_answer = time.perf_counter()
             codes[code] += 1
+            if code == _REFUSED:
+                refused.append(last_answer - sent)
             if code == "OK":
                 latencies.append(last_answer - intended)
 
@@ -241,9 +281,88 @@ class LoadGenerator:
             latencies_s=latencies,
             codes=dict(codes),
             answered=codes["OK"],
+            refused_s=refused,
             late_s=worst_late_s,
             cpu_s=time.process_time() - cpu,
         )
+
+    async def stream(self, job: Stream) -> Load:
+        """Keeps one EmbedStream full."""
+        begin = time.perf_counter() + job.warm_s
+        codes: Counter[str] = Counter()
+        async with self._streaming(job.images) as results:
+            async for moment, code in results:
+                if moment >= begin + job.seconds:
+                    break
+                if moment >= begin:
+                    codes[code] += 1
+        return Load(
+            seconds=job.seconds,
+            sent=sum(codes.values()),
+            # Nobody waits for one image of a stream: only their number says something.
+            latencies_s=[math.nan] * codes["OK"],
+            codes=dict(codes),
+            answered=codes["OK"],
+        )
+
+    async def _beside_bulk(self, job: OpenLoop) -> Load:
+        answered: list[float] = []
+
+        async def keep_full(full: asyncio.Event) -> None:
+            async with self._streaming(job.bulk) as results:
+                async for moment, code in results:
+                    full.set()
+                    if code == "OK":
+                        answered.append(moment)
+
+        full = asyncio.Event()
+        bulk = asyncio.create_task(keep_full(full))
+        try:
+            waiting = asyncio.create_task(full.wait())
+            await asyncio.wait({waiting, bulk}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            begin = time.perf_counter()
+            load = await self.open(replace(job, bulk=0))
+            end = time.perf_counter()
+        finally:
+            bulk.cancel()
+            await asyncio.gather(bulk, return_exceptions=True)
+        meanwhile = sum(begin <= moment < end for moment in answered)
+        return replace(load, bulk=meanwhile / (end - begin))
+
+    @asynccontextmanager
+    async def _streaming(self, images: int) -> AsyncIterator[AsyncIterator[tuple[float, str]]]:
+        """A stream that is sent into without end, and the moment and status of each result."""
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = self._channel.stream_stream(_STREAM_METHOD)
+        call = method(metadata=self._metadata)
+        pictures = [pb.EmbedRequest.FromString(request).image for request in self._requests]
+
+        async def send() -> None:
+            numbers = itertools.count()
+            while True:
+                some = [next(numbers) for _ in range(images)]
+                message = pb.EmbedStreamRequest(
+                    images=[
+                        pb.StreamImage(id=number, image=pictures[number % len(pictures)])
+                        for number in some
+                    ]
+                )
+                await call.write(message.SerializeToString())
+
+        async def results() -> AsyncIterator[tuple[float, str]]:
+            async for answer in call:
+                moment = time.perf_counter()
+                for result in pb.EmbedStreamResponse.FromString(answer).results:
+                    yield moment, "OK" if result.HasField("embedding") else "FAILED"
+
+        sender = asyncio.create_task(send())
+        try:
+            yield results()
+        finally:
+            call.cancel()
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
 
     async def _send(self, timeout_s: float | None) -> str:
         request = self._requests[self._next]
@@ -265,6 +384,9 @@ def _requests(folder: Path) -> list[bytes]:
 async def _serve() -> None:
     """Answers jobs from stdin until it is closed."""
     setup = json.loads(sys.stdin.readline())
+    if setup["address"].startswith(_HTTP):
+        await _serve_http(setup)
+        return
     requests = _requests(Path(setup["pictures"]))
     metadata = [("authorization", f"Bearer {setup['token']}")] if setup["token"] else []
     async with grpc.aio.insecure_channel(
@@ -275,16 +397,28 @@ async def _serve() -> None:
         except TimeoutError:
             _answer({"error": f"No server answers on {setup['address']}."})
             return
-        _answer({})
-        generator = LoadGenerator(channel, requests, metadata)
-        loop = asyncio.get_running_loop()
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
-            job = json.loads(line)
-            match job.pop("job"):
-                case "ClosedLoop":
-                    _answer(asdict(await generator.closed(ClosedLoop(**job))))
-                case "OpenLoop":
-                    _answer(asdict(await generator.open(OpenLoop(**job))))
+        await _do_jobs(LoadGenerator(channel, requests, metadata))
+
+
+async def _serve_http(setup: dict[str, str]) -> None:
+    pictures = [pb.EmbedRequest.FromString(one).image for one in _requests(Path(setup["pictures"]))]
+    bodies = [as_body(picture, setup["body"]) for picture in pictures]
+    async with HttpChannel(setup["address"].removeprefix(_HTTP)) as channel:
+        await _do_jobs(LoadGenerator(channel, bodies))
+
+
+async def _do_jobs(generator: LoadGenerator) -> None:
+    _answer({})
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        job = json.loads(line)
+        match job.pop("job"):
+            case "ClosedLoop":
+                _answer(asdict(await generator.closed(ClosedLoop(**job))))
+            case "Stream":
+                _answer(asdict(await generator.stream(Stream(**job))))
+            case "OpenLoop":
+                _answer(asdict(await generator.open(OpenLoop(**job))))
 
 
 def _answer(answer: dict[str, Any]) -> None:

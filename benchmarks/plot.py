@@ -1,6 +1,6 @@
-"""The pictures of `bench serve`, `bench archive` and `bench bot`."""
+"""The pictures of `bench serve`, `bench peers`, `bench archive` and `bench bot`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,6 +10,7 @@ from matplotlib.ticker import LogFormatter
 from benchmarks.archive import Row
 from benchmarks.bot_load import Measured as BotMeasured
 from benchmarks.memory import MB
+from benchmarks.peers.bench import Served
 from benchmarks.rounds import Measured
 from inference.errors import StartupError
 
@@ -103,6 +104,35 @@ def _latency(axes: Axes, measured: Measured) -> None:
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend()
     axes.grid(alpha=0.3, which="both")
+
+
+def plot_peers(served: Sequence[Served], title: str, path: Path) -> None:
+    """Draws throughput, p50 and p99 of each server by the number of callers into one file."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    servers = list(dict.fromkeys(one.server for one in served))
+    callers = sorted({one.callers for one in served})
+    width = 0.8 / len(servers)
+    parts: dict[str, Callable[[Served], float]] = {
+        "images per second": lambda one: one.images_per_s,
+        "p50, ms": lambda one: one.latency.p50_ms,
+        "p99, ms": lambda one: one.latency.p99_ms,
+    }
+    for axes, (name, value) in zip(figure.subplots(1, 3), parts.items(), strict=True):
+        for number, server in enumerate(servers):
+            some = {one.callers: value(one) for one in served if one.server == server}
+            places = [
+                place + (number - (len(servers) - 1) / 2) * width for place in range(len(callers))
+            ]
+            axes.bar(places, [some[count] for count in callers], width, label=server)
+        axes.set_xticks(range(len(callers)), [str(count) for count in callers])
+        axes.set(xlabel="callers", title=name)
+        if "ms" in name:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+        axes.grid(alpha=0.3, axis="y")
+        axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)
 
 
 def plot_archive(rows: Sequence[Row], title: str, path: Path) -> None:

@@ -1,5 +1,6 @@
 """What `bench serve` measured, round by round, and what it comes to."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,13 @@ _REFUSED = "RESOURCE_EXHAUSTED"
 _NAN = float("nan")
 
 # What is promised of the server with the bundled model on the CPU.
-_MANY, _MIN_OF_LIMIT = 32, 0.90
-_MAX_OF_SINGLE = 1.25
+_MANY, _MIN_OF_LIMIT = 32, 0.95
+_MIN_STREAM_OF_LIMIT = 0.97
+_MAX_OF_SINGLE = 1.15
+_HALF, _MAX_P99_OF_P50 = 0.5, 2.0
+_OVERLOAD, _MIN_GOODPUT = 2.0, 0.95
+_MAX_REFUSAL_MS = 50.0
+_MAX_BESIDE_BULK = 2.0
 _MAX_COLD_START_S = 3.0
 _MAX_RESIDENT_MB = 400.0
 
@@ -33,6 +39,8 @@ class Round:
         server_cpu_s: The server's CPU time over each closed loop, where its process is known.
         open: Open loops, by share of the capacity.
         rates: Requests per second of the open loops.
+        stream: One EmbedStream that is kept full.
+        beside_bulk: Open loops with such a stream beside them, by share of the capacity.
     """
 
     limit: Pace | None = None
@@ -41,6 +49,8 @@ class Round:
     server_cpu_s: dict[int, float] = field(default_factory=dict)
     open: dict[float, Load] = field(default_factory=dict)
     rates: dict[float, float] = field(default_factory=dict)
+    stream: Load | None = None
+    beside_bulk: dict[float, Load] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,6 +117,28 @@ class Measured:
             [s for now in self.rounds if share in now.open for s in now.open[share].latencies_s]
         )
 
+    def stream(self) -> float:
+        """Median results a second of the EmbedStream."""
+        return _median(now.stream.throughput for now in self.rounds if now.stream)
+
+    def stream_to_limit(self) -> float:
+        """Results of the EmbedStream over the limit's, the median over the rounds."""
+        return _median(
+            now.stream.throughput / now.limit.throughput
+            for now in self.rounds
+            if now.stream and now.limit
+        )
+
+    def bulk_latency(self, share: float) -> Latency:
+        """Latencies of all rounds' open loops beside bulk together."""
+        loads = [now.beside_bulk[share] for now in self.rounds if share in now.beside_bulk]
+        return Latency.of([s for load in loads for s in load.latencies_s])
+
+    def refusal(self, share: float) -> Latency:
+        """How long it took to be told that the server is full."""
+        loads = [now.open[share] for now in self.rounds if share in now.open]
+        return Latency.of([s for load in loads for s in load.refused_s])
+
     def single_latency(self, part: Callable[[Single], Sequence[float]]) -> Latency:
         """A part of the work on one picture alone, over all rounds."""
         return Latency.of([s for now in self.rounds if now.single for s in part(now.single)])
@@ -114,7 +146,7 @@ class Measured:
     def tables(self) -> list[Table]:
         """The figures for people."""
         ours = [self._process()] if self.cold_start_s is not None else []
-        return [self._throughput(), self._open_loops(), *ours]
+        return [self._throughput(), self._open_loops(), self._bulk(), *ours]
 
     def targets(self) -> list[Target]:
         """What was promised, of what was measured."""
@@ -125,12 +157,41 @@ class Measured:
         if 1 in self.callers():
             name = f"p50 with 1 caller at most {_MAX_OF_SINGLE} x one decode plus one run"
             targets.append(Target.at_most(name, self.ratio_to_single(1), _MAX_OF_SINGLE))
+        targets += self._open_targets()
+        if not math.isnan(self.stream_to_limit()):
+            name = f"one EmbedStream at least {_MIN_STREAM_OF_LIMIT} of the limit"
+            targets.append(Target.at_least(name, self.stream_to_limit(), _MIN_STREAM_OF_LIMIT))
+        for share in self._beside_shares():
+            name = (
+                f"p99 beside a full bulk stream at most {_MAX_BESIDE_BULK:g} x alone, at {share:g}"
+            )
+            ratio = self.bulk_latency(share).p99_ms / self.open_latency(share).p99_ms
+            targets.append(Target.at_most(name, ratio, _MAX_BESIDE_BULK))
         if self.cold_start_s is not None:
             name = f"cold start to SERVING within {_MAX_COLD_START_S:g} s"
             targets.append(Target.at_most(name, self.cold_start_s, _MAX_COLD_START_S))
         if self.rss_at_end_bytes is not None:
             name = f"resident memory of the server at most {_MAX_RESIDENT_MB:g} MB"
             targets.append(Target.at_most(name, self.rss_at_end_bytes / MB, _MAX_RESIDENT_MB))
+        return targets
+
+    def _open_targets(self) -> list[Target]:
+        targets = []
+        shares = self.shares()
+        if _HALF in shares:
+            latency = self.open_latency(_HALF)
+            name = f"p99 at half of the capacity at most {_MAX_P99_OF_P50:g} x p50"
+            targets.append(Target.at_most(name, latency.p99_ms / latency.p50_ms, _MAX_P99_OF_P50))
+        if _OVERLOAD in shares and self.callers():
+            name = f"goodput at {_OVERLOAD:g} x the capacity at least {_MIN_GOODPUT} of it"
+            ratio = _median(
+                now.open[_OVERLOAD].throughput / (now.rates[_OVERLOAD] / _OVERLOAD)
+                for now in self.rounds
+                if _OVERLOAD in now.open
+            )
+            targets.append(Target.at_least(name, ratio, _MIN_GOODPUT))
+            name = f"there, refused within {_MAX_REFUSAL_MS:g} ms (p99)"
+            targets.append(Target.at_most(name, self.refusal(_OVERLOAD).p99_ms, _MAX_REFUSAL_MS))
         return targets
 
     def data(self) -> dict[str, Any]:
@@ -161,11 +222,24 @@ class Measured:
                     "share": share,
                     "rate": self.rate(share),
                     "goodput": self._goodput(share),
+                    "refusal": self.refusal(share),
                     "latency": self.open_latency(share),
                     "latest_departure_ms": self._lateness_ms(share),
                     "codes": self._codes(now.open.get(share) for now in self.rounds),
                 }
                 for share in self.shares()
+            ],
+            "stream": {
+                "images_per_s": self.stream(),
+                "ratio_to_limit": self.stream_to_limit(),
+            },
+            "beside_bulk": [
+                {
+                    "share": share,
+                    "latency": self.bulk_latency(share),
+                    "bulk_images_per_s": self._bulk_rate(share),
+                }
+                for share in self._beside_shares()
             ],
             "rounds": [
                 {
@@ -265,6 +339,37 @@ class Measured:
             ),
             rows=rows,
             notes=[f"the latest request left {late_ms:.1f} ms after its moment"],
+        )
+
+    def _bulk(self) -> Table:
+        rows: list[Sequence[Cell]] = [
+            ("one EmbedStream, kept full", self.stream(), self.stream_to_limit(), None, None, None)
+        ]
+        for share in self._beside_shares():
+            alone, beside = self.open_latency(share), self.bulk_latency(share)
+            rows += [
+                (f"calls at {share:g} x capacity, alone", None, None, *_percentiles(alone)),
+                (
+                    f"calls at {share:g} x capacity, the stream beside",
+                    self._bulk_rate(share),
+                    None,
+                    *_percentiles(beside),
+                ),
+            ]
+        return Table(
+            title="Bulk: several images a message, and single calls beside it",
+            columns=("", "bulk images/s", "x limit", "p50 ms", "p90 ms", "p99 ms"),
+            rows=rows,
+        )
+
+    def _beside_shares(self) -> list[float]:
+        return sorted(
+            {share for now in self.rounds for share in now.beside_bulk if share in now.open}
+        )
+
+    def _bulk_rate(self, share: float) -> float:
+        return _median(
+            now.beside_bulk[share].bulk for now in self.rounds if share in now.beside_bulk
         )
 
     def _process(self) -> Table:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from benchmarks.limit import Limit, Recipe
-from benchmarks.load import ClosedLoop, LoadProcess, OpenLoop
+from benchmarks.load import ClosedLoop, LoadProcess, OpenLoop, Stream
 from benchmarks.machine import Provider, this_machine
 from benchmarks.memory import cpu_s, rss_bytes
 from benchmarks.pictures import screenshots
@@ -30,6 +30,9 @@ from inference.errors import StartupError
 
 # How long a request of an open loop waits for its answer before it counts as failed.
 _PATIENCE_S = 10.0
+
+# Images a message of the bulk stream.
+_PER_MESSAGE = 8
 
 # How long each arrangement is tried in the search for the limit, as a share of a measurement.
 _SEARCH_SHARE = 0.4
@@ -130,7 +133,7 @@ class _Rounds:
         options = self._options
         try_s = _SEARCH_SHARE * options.seconds
         search_s = self._limit.search_seconds(try_s)
-        steps = 2 + len(options.callers) + len(options.loads)
+        steps = 4 + len(options.callers) + len(options.loads)
         whole_s = search_s + options.rounds * steps * options.seconds
         done_s = 0.0
 
@@ -158,13 +161,20 @@ class _Rounds:
         def alone() -> None:
             now.single = self._limit.single(self._options.seconds)
 
+        def bulk() -> None:
+            job = Stream(images=_PER_MESSAGE, seconds=self._options.seconds)
+            now.stream = self._load.run(job)
+
         first: list[Step] = [
             ("no server, best arrangement", bare),
             ("no server, one picture at a time", alone),
+            (f"one stream, {_PER_MESSAGE} images a message", bulk),
             *(self._closed(now, callers) for callers in self._options.callers),
         ]
         random.Random(number).shuffle(first)
-        return first + [self._open(now, share, number) for share in self._options.loads]
+        opened = [self._open(now, share, number) for share in self._options.loads]
+        beside = self._open(now, min(self._options.loads), number, bulk=_PER_MESSAGE)
+        return [*first, *opened, beside]
 
     def _closed(self, now: Round, callers: int) -> Step:
         def step() -> None:
@@ -178,22 +188,26 @@ class _Rounds:
 
         return f"{callers} callers", step
 
-    def _open(self, now: Round, share: float, number: int) -> Step:
+    def _open(self, now: Round, share: float, number: int, *, bulk: int = 0) -> Step:
         def step() -> None:
             rate = share * self._measured.capacity(max(self._options.callers))
             if not rate:
                 raise StartupError("The server answered no call of the closed loop well.")
-            now.rates[share] = rate
-            now.open[share] = self._load.run(
-                OpenLoop(
-                    rate=rate,
-                    seconds=self._options.seconds,
-                    timeout_s=_PATIENCE_S,
-                    seed=number,
-                )
+            job = OpenLoop(
+                rate=rate,
+                seconds=self._options.seconds,
+                timeout_s=_PATIENCE_S,
+                seed=number,
+                bulk=bulk,
             )
+            if bulk:
+                now.beside_bulk[share] = self._load.run(job)
+                return
+            now.rates[share] = rate
+            now.open[share] = self._load.run(job)
 
-        return f"open loop at {share:g} of the capacity", step
+        beside = ", a bulk stream beside it" if bulk else ""
+        return f"open loop at {share:g} of the capacity{beside}", step
 
 
 @contextmanager

@@ -19,11 +19,11 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-# Below this time of one item on one core, a run that is split over cores waits for its own threads at
-# every layer, and each core fares better with items of its own. Two cores, the bundled model (9 ms):
-# batches of 8 go through at 217 a second split by layer, at 257 split by item. ViT-B/32 in fp32 takes
-# about 100 ms: splitting by item would gain little there, hold the weights twice, and keep a caller
-# waiting for a whole batch on one core.
+# Below this time of one item on one core, a run that is split over cores waits for its own threads
+# at every layer, and each core fares better with items of its own. Two cores, the bundled model
+# (9 ms): batches of 8 go through at 217 a second split by layer, at 257 split by item. ViT-B/32 in
+# fp32 takes about 100 ms: splitting by item would gain little there, hold the weights twice, and
+# keep a caller waiting for a whole batch on one core.
 _SMALL_MODEL_S = 0.06
 _TIMED_RUNS = 3
 # Batches buy little arithmetic on a CPU, but a small model feels what each run costs beside it. A
@@ -143,7 +143,7 @@ def open_tower(graph: Graph, options: EngineOptions) -> Opened:
 
 
 def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
-    """Finds out by running it whether the model is small: then cores share by item, not by layer."""
+    """Runs the model to find out whether it is small: then cores share by item, not by layer."""
     threads = options.threads or usable_cores()
     choice = _choose(CPU, graph, options)
     session = _open(graph, choice, options, threads=threads)

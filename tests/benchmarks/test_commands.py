@@ -41,7 +41,13 @@ def test_serve(model: Path, tmp_path: Path) -> None:
     assert data["closed"][1]["latency"]["count"] == data["closed"][1]["codes"]["OK"]
     assert data["limit_images_per_s"] > 0
     assert data["single"]["total"]["count"] > 0
-    assert len(data["targets"]) == 4
+    assert data["open"][1]["refusal"]["count"] == data["open"][1]["codes"].get(
+        "RESOURCE_EXHAUSTED", 0
+    )
+    assert data["stream"]["images_per_s"] is not None
+    assert [case["share"] for case in data["beside_bulk"]] == [0.5]
+    assert data["beside_bulk"][0]["bulk_images_per_s"] is not None
+    assert len(data["targets"]) == 9
 
 
 def test_archive(model: Path, tmp_path: Path) -> None:
@@ -82,7 +88,9 @@ def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:
         done = bench(*where, "--token", token, *what)
         assert isinstance(bench(*where, *what).exception, EmbeddingError)
     assert server.process.returncode == 0
-    assert data_of(done, out)["targets"] == []
+    # Of what was asked for, only these are promised.
+    names = [target["name"] for target in data_of(done, out)["targets"]]
+    assert [name.split(" ")[0] for name in names] == ["p99", "one", "p99"]
     assert token not in done.output + out.read_text()
 
 

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from inference import providers
 from inference.artifact import IMAGE_TOWER, MANIFEST, TEXT_TOWER, TOKENIZER, Artifact, TextTower
 from inference.engine import (
     EngineOptions,
@@ -19,7 +21,7 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineMemoryError, InferenceError, InvalidInputError, StartupError
-from inference.providers import CPU, CUDA, TENSORRT, Choice, Opened
+from inference.providers import CPU, CUDA, TENSORRT, Choice, Graph, Opened, open_tower
 from inference.tower import Tower, bucket_sizes, is_out_of_memory
 from tests.inference.core.models import (
     CONTEXT,
@@ -69,9 +71,16 @@ def folder(tmp_path: Path) -> Path:
     return save_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize("where", ["host", "device"])
+SHARED = EngineOptions(provider="cpu", threads=3, max_batch=5)
+
+
+@pytest.mark.parametrize("where", ["host", "shared", "device"])
 def test_every_batch_size_gives_each_picture_its_own_unit_row(folder: Path, where: str) -> None:
-    tower = on_a_device(folder) if where == "device" else load(folder)
+    tower = (
+        on_a_device(folder)
+        if where == "device"
+        else load(folder, SHARED if where == "shared" else ON_CPU)
+    )
     tower.warm_up()
 
     for count in (5, 3, 1, 4, 2):  # after a larger batch, none of it may be left
@@ -91,6 +100,54 @@ def test_an_answer_is_not_overwritten_by_the_next_run(folder: Path, where: str) 
     tower.embed(255 - pictures(2))
 
     assert np.array_equal(first, kept)
+
+
+class Broken:
+    """A session that answers a batch of two only."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, outputs: list[str], feeds: dict[str, Any]) -> Any:
+        if len(feeds["pixels"]) != 2:
+            raise RuntimeError("no such batch")
+        return self._session.run(outputs, feeds)
+
+
+def test_a_part_of_a_batch_that_fails_fails_the_batch(folder: Path) -> None:
+    graph = Graph(
+        path=folder / IMAGE_TOWER,
+        input_name="pixels",
+        item_shape=(SIDE, SIDE, 3),
+        dtype=np.uint8,
+        fp16=False,
+    )
+    opened = open_tower(graph, EngineOptions(provider="cpu", threads=2, max_batch=5))
+    assert (opened.cores, opened.by_item is None) == (2, False)
+    tower: Tower[np.uint8] = Tower(
+        replace(opened, by_item=Broken(opened.by_item)),
+        input_name="pixels",
+        item_shape=(SIDE, SIDE, 3),
+        dtype=np.uint8,
+        dimensions=DIMENSIONS,
+    )
+    assert tower.embed(pictures(4)).shape == (4, DIMENSIONS)
+    for count in (3, 5):  # the helper's part is of 1, and then one's own of 3
+        with pytest.raises(InferenceError):
+            tower.embed(pictures(count))
+    assert tower.embed(pictures(1)).shape == (1, DIMENSIONS)  # alone: the other session
+
+
+def test_a_large_model_takes_all_cores_for_one_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(folder, EngineOptions(provider="cpu", threads=2)).max_batch == 16
+    monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
+    tower = load(folder, EngineOptions(provider="cpu", threads=2))
+    assert tower.max_batch == 4
+    np.testing.assert_allclose(
+        tower.embed(pictures(3)), expected(pictures(3), IMAGE_WEIGHTS), atol=1e-5
+    )
 
 
 @given(max_batch=st.integers(1, 300))

@@ -1,0 +1,1 @@
+"""Other model servers, side by side with ours."""
