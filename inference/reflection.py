@@ -9,6 +9,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from mapseek.oip import open_inference_pb2
 from mapseek.v1 import embedding_pb2
 
+SERVICE_NAME: str = reflection.SERVICE_NAME
+
 _FILES = (embedding_pb2, open_inference_pb2, health_pb2, reflection_pb2)
 
 
@@ -18,4 +20,4 @@ def enable(server: grpc.aio.Server, services: Iterable[str]) -> None:
     pool = DescriptorPool()
     for module in _FILES:
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server, pool)
+    reflection.enable_server_reflection([*services, SERVICE_NAME], server, pool)
