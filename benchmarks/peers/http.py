@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +45,8 @@ class HttpChannel:
     ) -> None:
         for _, writer in self._idle:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     def unary_unary(self, _method: str) -> Callable[..., Awaitable[bytes]]:
         """A call that POSTs its request and returns the answer's body."""

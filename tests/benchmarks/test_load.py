@@ -142,6 +142,7 @@ async def test_calls_are_measured_beside_a_full_stream(bulk: tuple[Bulk, LoadGen
 
 async def test_a_server_that_speaks_http_is_loaded_as_well() -> None:
     asked: list[bytes] = []
+    gone = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -152,13 +153,17 @@ async def test_a_server_that_speaks_http_is_loaded_as_well() -> None:
                 status = b"503 Full" if len(asked) % 2 else b"200 OK"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nok")
         writer.close()
+        await writer.wait_closed()
+        gone.set()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with HttpChannel(f"127.0.0.1:{port}/predict") as channel:
         load = LoadGenerator(channel, [as_body(b"picture", "json")])
         result = await load.closed(ClosedLoop(callers=1, seconds=0.2, warm_s=0))
+    await gone.wait()
     server.close()
+    await server.wait_closed()
     assert set(asked) == {b'{"image": "cGljdHVyZQ=="}'}
     assert set(result.codes) == {"OK", "RESOURCE_EXHAUSTED"}
 
