@@ -231,5 +231,7 @@ def _address_of(peer: str) -> str:
 
 
 def _images(request: Any) -> int:
-    """How much a message counts for: the images of a bulk message, else one."""
+    """How much a message counts for: its images, or the elements of its batch, else one."""
+    if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
+        return max((1, *inputs[0].shape[:1]))
     return max(1, len(getattr(request, "images", ())))

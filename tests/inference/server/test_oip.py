@@ -498,3 +498,12 @@ def test_whatever_is_sent_is_read_or_refused(
         given.ClearField("contents")
     with suppress(InvalidInputError):
         assert len(tensors.read(request, SERVED[model]).items) == shape[0]
+
+
+async def test_every_element_of_a_batch_counts_against_the_clients_rate(start: Start) -> None:
+    async with start(max_rate_per_client=4.0) as server, oip_of(server) as raw:
+        await server.ready()
+        await raw.ModelInfer(typed(*(picture(number) for number in range(8))))
+        error = await status(raw.ModelInfer(typed(picture(1))))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "more than 4 images a second" in (error.details() or "")
