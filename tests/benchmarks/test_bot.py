@@ -34,14 +34,14 @@ def test_a_picture_too_many_or_too_few_is_seen() -> None:
 
 def test_bot(model: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "bot.json", tmp_path / "bot.svg"
-    what = ("--posts", 150, "--rate", 4, "--json", out, "--plot", plot)
+    what = ("--posts", 900, "--rate", 8, "--json", out, "--plot", plot)
     done = bench("bot", "-m", model, *what)
     assert done.exit_code == 0, done.output
     data = json.loads(out.read_text())["data"]
     searches = data["measured"]["searches"]
     assert {one["outcome"] for one in searches} <= {"answered", "busy"}
     assert data["answered"]["count"] + data["busy"]["count"] == len(searches) > 0
-    assert data["measured"]["indexed"][-1][1] == 150
+    assert data["measured"]["indexed"][-1][1] == 900
     assert data["measured"]["lags_s"]
     assert data["measured"]["processes"].keys() == {"bot", "server", "bench"}
     assert "<svg" in plot.read_text()
