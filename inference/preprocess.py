@@ -36,7 +36,7 @@ MAX_SIDE = 32_768
 # JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still leaves this many times the
 # tower's size, and other pictures are averaged down by whole factors to no less than this many
 # times before the exact filter is applied. Chosen by `mapseek bench preprocess`.
-_JPEG_GAP = 3.0
+_JPEG_GAP = 4.0
 _REDUCING_GAP = 8.0
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

@@ -17,7 +17,7 @@ from inference.errors import StartupError
 from inference.settings import BUNDLED_MODEL
 from tests.inference.core.models import CONTEXT, DIMENSIONS, SIDE, save_model
 
-BUNDLED_VERSION = str(int("bf11b01a4e92", 16))
+BUNDLED_VERSION = str(int(Artifact.load(BUNDLED_MODEL).manifest.model_id.rpartition("@")[2], 16))
 
 
 def config_of(model: Path) -> triton.ModelConfig:
