@@ -233,5 +233,6 @@ def _address_of(peer: str) -> str:
 def _images(request: Any) -> int:
     """How much a message counts for: its images, or the elements of its batch, else one."""
     if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
-        return max((1, *inputs[0].shape[:1]))
+        batch: int = max((1, *inputs[0].shape[:1]))
+        return batch
     return max(1, len(getattr(request, "images", ())))
