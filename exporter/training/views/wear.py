@@ -181,7 +181,8 @@ def squash(rng: np.random.Generator, picture: Pixels, side: int) -> Pixels:
 
 
 def _enlarging(rng: np.random.Generator) -> int:
-    return (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[int(rng.integers(3))]
+    kinds: tuple[int, ...] = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+    return kinds[int(rng.integers(len(kinds)))]
 
 
 def jpeg(picture: Pixels, quality: int) -> Pixels:
