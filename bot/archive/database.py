@@ -5,6 +5,7 @@ own with the vectors and, beside them, the two columns that searches filter by, 
 runs inside the vector query; where it has many, a table of short codes, too (`bot.archive.codes`).
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ APPLICATION_ID = 0x6D73656B
 _CHUNK_SIZE = 64
 # Searching reads every vector of the model: mapped pages spare a copy of each.
 _MAPPED_BYTES = 1 << 30
+# How often a file that somebody else is making is tried again, in seconds.
+_BUSY_S = 0.01
 
 # How a file of each version becomes one of the next; a new file takes all the steps.
 _STEPS = (
@@ -125,7 +128,7 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
             connection.enable_load_extension(False)
             # Checked before anything is changed in a file that may not be ours.
             version = _version(connection, path)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection, busy_timeout_s)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
@@ -135,6 +138,20 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
             connection.close()
             raise
         return connection
+
+
+def _write_ahead(connection: apsw.Connection, patience_s: float) -> None:
+    """Turns the write-ahead log on. SQLite itself does not wait for others who do so, too."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except apsw.BusyError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_BUSY_S)
+        else:
+            return
 
 
 def _bring_up_to_date(connection: apsw.Connection, path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from exporter.export import lay_out
 from exporter.triton import Serving
 from inference.client import ClientSettings, Embedded, EmbeddingClient
-from inference.client.results import Limits, Thresholds
+from inference.client.results import Limits
 from inference.errors import (
     DeadlineError,
     InferenceError,
@@ -253,7 +253,7 @@ async def test_triton_takes_over_by_changing_the_address(repository: Repository)
             model = await own.model()
             there = await other.wait_ready(PATIENCE_S)
             assert there.id == model.id
-            assert there.thresholds == Thresholds(same=0.94, similar=0.755)
+            assert there.thresholds == model.thresholds is not None
             assert there.image_size == model.image_size == 192
             assert there.provider == "onnxruntime_onnx"
             for image in images:
