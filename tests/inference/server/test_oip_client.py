@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from exporter.export import lay_out
 from exporter.triton import Serving
+from inference.artifact import Artifact
 from inference.client import ClientSettings, Embedded, EmbeddingClient
-from inference.client.results import Limits
+from inference.client.results import Limits, Thresholds
 from inference.errors import (
     DeadlineError,
     InferenceError,
@@ -253,7 +254,9 @@ async def test_triton_takes_over_by_changing_the_address(repository: Repository)
             model = await own.model()
             there = await other.wait_ready(PATIENCE_S)
             assert there.id == model.id
-            assert there.thresholds == model.thresholds is not None
+            shipped = Artifact.load(BUNDLED_MODEL).manifest.thresholds
+            assert shipped is not None
+            assert there.thresholds == Thresholds(same=shipped.same, similar=shipped.similar)
             assert there.image_size == model.image_size == 192
             assert there.provider == "onnxruntime_onnx"
             for image in images:
