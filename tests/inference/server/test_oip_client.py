@@ -306,7 +306,8 @@ async def test_many_wait_out_an_outage_but_not_for_ever(repository: Repository) 
         assert {item.id for item in items if isinstance(item.outcome, Embedded)} == {0, 1, 2}
     repository.failures = [grpc.StatusCode.UNAVAILABLE] * 1000
     async with triton(repository, outage_s=0.5) as client:
-        with pytest.raises(UnavailableError):
+        # The last try may be the one that the outage's end cuts off.
+        with pytest.raises((UnavailableError, DeadlineError)):
             [item async for item in client.embed_many(source(maps(1)))]
 
 
