@@ -47,7 +47,8 @@ class PixelEngine:
 
     def __init__(self) -> None:
         self.pictures = 0
-        self.failures = 0  # so many batches are going to fail
+        self.refuses_first = False  # fails on the picture that it meets next, whenever it comes
+        self._refused: bytes | None = None
         self.spent = threading.Event()
         self._may_go_on = threading.Event()
         self._may_go_on.set()
@@ -66,9 +67,11 @@ class PixelEngine:
             self._may_go_on.clear()
             self.spent.set()
             assert self._may_go_on.wait(WAIT_S)
-        if self.failures:
-            self.failures -= 1
-            raise InferenceError("The model failed.")
+        if self.refuses_first:
+            known = [np.asarray(item).tobytes() for item in items]
+            self._refused = self._refused or known[0]
+            if self._refused in known:
+                raise InferenceError("The model failed.")
         self.pictures += len(items)
         pixels = np.stack([np.asarray(item, np.float32).reshape(-1) for item in items])
         return _unit(np.hstack([pixels - 128, np.full((len(items), 1), 16, np.float32)]))
