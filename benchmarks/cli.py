@@ -84,11 +84,7 @@ def serve(
     """
     from benchmarks.serve import ServeOptions, bench_serve
 
-    _check_writable(json, plot)
-    if plot is not None:
-        from benchmarks.plot import check_format
-
-        check_format(plot)
+    _check_outputs(json, plot)
     options = ServeOptions(
         model=_folder(model),
         server=server,
@@ -139,11 +135,7 @@ def peers(
     """
     from benchmarks.peers.bench import PeersOptions, bench_peers
 
-    _check_writable(json, plot)
-    if plot is not None:
-        from benchmarks.plot import check_format
-
-        check_format(plot)
+    _check_outputs(json, plot)
     options = PeersOptions(
         model=_folder(model),
         environment=environment.absolute(),
@@ -275,11 +267,7 @@ def archive(
     """
     from benchmarks.archive import ArchiveBenchOptions, bench_archive
 
-    _check_writable(json, plot)
-    if plot is not None:
-        from benchmarks.plot import check_format
-
-        check_format(plot)
+    _check_outputs(json, plot)
     options = ArchiveBenchOptions(
         archive=kind,
         sizes=size or (1_000, 10_000, 100_000),
@@ -555,11 +543,7 @@ def bot(
     """
     from benchmarks.bot import BotBenchOptions, bench_bot
 
-    _check_writable(json, plot)
-    if plot is not None:
-        from benchmarks.plot import check_format
-
-        check_format(plot)
+    _check_outputs(json, plot)
     options = BotBenchOptions(
         model=_folder(model).resolve(), posts=posts, rate=rate, seconds=seconds, seed=seed
     )
@@ -648,6 +632,15 @@ def _folder(model: Path | None) -> Path:
     from inference.settings import BUNDLED_MODEL
 
     return BUNDLED_MODEL
+
+
+def _check_outputs(json: Path | None, plot: Path | None) -> None:
+    """Refuses files that cannot be written, and plots in no known format."""
+    _check_writable(json, plot)
+    if plot is not None:
+        from benchmarks.plot import check_format
+
+        check_format(plot)
 
 
 def _check_writable(*files: Path | None) -> None:

@@ -37,19 +37,12 @@ def export_for(
     Raises:
         StartupError: The options do not go together, or the export failed.
     """
-    if not triton:
-        if max_batch is not None or instances is not None:
-            raise ExportError("--max-batch and --instances are for --layout triton.")
-        return export_model(
-            model,
-            out,
-            precision=precision or Precision.FP32,
-            revision=revision,
-            name=name,
-            report=report,
-        )
-    serving = Serving(max_batch=max_batch or MAX_BATCH, instances=instances or 0)
-    if not (Path(model) / MANIFEST).is_file():
+    serving = None
+    if triton:
+        serving = Serving(max_batch=max_batch or MAX_BATCH, instances=instances or 0)
+    elif max_batch is not None or instances is not None:
+        raise ExportError("--max-batch and --instances are for --layout triton.")
+    if serving is None or not (Path(model) / MANIFEST).is_file():
         return export_model(
             model,
             out,

@@ -1,19 +1,16 @@
 """The bearer token: who does not carry it is turned away before a byte of the message is read."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from inference import probes
+from inference.handlers import Continue, Handler
 
 _OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
-
-# In quotes, because only the stubs of this class are generic.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):

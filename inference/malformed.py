@@ -4,18 +4,16 @@ gRPC itself answers them with UNKNOWN and logs a traceback for every one, so tha
 the port could fill the log.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from inference.errors import InvalidInputError
-
-# In quotes, because only the stubs of this class are generic.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
 
 # Stands in the place of a message that cannot be parsed, until there is a call to answer.
 _MALFORMED = object()
@@ -39,22 +37,16 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         # grpc.aio gives the method as text, against its own type.
         method = str(handler_call_details.method)
-        known = handler is not None and (handler.unary_unary or handler.stream_stream)
-        if not known or not method.startswith(self._prefixes):
+        if handler is None or not method.startswith(self._prefixes):
             return handler  # type: ignore[no-any-return]  # it is what came in
         name = method.rpartition("/")[2]
         error = f"The message is no request of {name}: it is damaged, or meant for another method."
-        make, answer = (
-            (grpc.unary_unary_rpc_method_handler, _unary(handler.unary_unary, error))
-            if handler.unary_unary
-            else (grpc.stream_stream_rpc_method_handler, _stream(handler.stream_stream, error))
+        return wrapped(
+            handler,
+            unary=partial(_unary, error=error),
+            stream=partial(_stream, error=error),
+            parse=_marking(handler.request_deserializer),
         )
-        guarded: Handler = make(
-            answer,
-            request_deserializer=_marking(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
-        return guarded
 
 
 def _marking(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -67,7 +59,7 @@ def _marking(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse_or_mark
 
 
-def _unary(answer: Callable[[Any, Any], Awaitable[Any]], error: str) -> Any:
+def _unary(answer: Answer, error: str) -> Answer:
     async def guarded(request: Any, context: Any) -> Any:
         if request is _MALFORMED:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error)
@@ -76,7 +68,7 @@ def _unary(answer: Callable[[Any, Any], Awaitable[Any]], error: str) -> Any:
     return guarded
 
 
-def _stream(answer: Callable[[Any, Any], Any], error: str) -> Any:
+def _stream(answer: Answer, error: str) -> Answer:
     async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             if request is _MALFORMED:
@@ -85,12 +77,7 @@ def _stream(answer: Callable[[Any, Any], Any], error: str) -> Any:
 
     async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
         try:
-            answered = answer(checked(requests), context)
-            if isinstance(answered, AsyncIterator):  # reflection answers by yielding
-                async for response in answered:
-                    await context.write(response)
-            else:
-                await answered
+            await answer_stream(answer, checked(requests), context)
         except InvalidInputError as failure:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure))
 

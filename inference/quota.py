@@ -7,9 +7,10 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,11 +18,8 @@ import grpc.aio
 from inference import probes
 from inference.auth import bearer
 from inference.errors import OverloadedError
+from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
 from inference.status import code_of, trailing_of
-
-# In quotes, because only the stubs of this class are generic.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 _OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
 # More clients than this are not remembered; who has been quiet for longest is forgotten first.
@@ -150,23 +148,16 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
         """Guards every method but those of the health service."""
         handler: Any = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        known = handler is not None and (handler.unary_unary or handler.stream_stream)
-        if not known or method.startswith(_OPEN_METHODS):
+        if method.startswith(_OPEN_METHODS):
             return handler  # type: ignore[no-any-return]  # it is what came in
         token = bearer(handler_call_details.invocation_metadata) if self._by_token else None
-        make, answer = (
-            (grpc.unary_unary_rpc_method_handler, self._unary(handler.unary_unary, token))
-            if handler.unary_unary
-            else (grpc.stream_stream_rpc_method_handler, self._stream(handler.stream_stream, token))
+        return wrapped(
+            handler,
+            unary=partial(self._unary, token=token),
+            stream=partial(self._stream, token=token),
         )
-        guarded: Handler = make(
-            answer,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return guarded
 
-    def _unary(self, answer: Callable[[Any, Any], Awaitable[Any]], token: bytes | None) -> Any:
+    def _unary(self, answer: Answer, token: bytes | None) -> Answer:
         async def guarded(request: Any, context: Any) -> Any:
             name = client_of(context, token)
             try:
@@ -178,7 +169,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _stream(self, answer: Callable[[Any, Any], Any], token: bytes | None) -> Any:
+    def _stream(self, answer: Answer, token: bytes | None) -> Answer:
         async def slowly(requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
             async for request in requests:
                 await self._quota.held_back(name, _images(request))
@@ -188,12 +179,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
             name = client_of(context, token)
             try:
                 with self._quota.call(name):
-                    answered = answer(slowly(requests, name), context)
-                    if hasattr(answered, "__aiter__"):  # reflection answers by yielding
-                        async for response in answered:
-                            await context.write(response)
-                    else:
-                        await answered
+                    await answer_stream(answer, slowly(requests, name), context)
             except OverloadedError as error:
                 await context.abort(code_of(error), str(error), trailing_of(error))
 

@@ -9,13 +9,12 @@ import grpc.aio
 from mapseek.v1 import embedding_pb2 as pb
 
 from inference.client.backoff import Backoff, is_worth_retrying
-from inference.client.messages import embedded, failure
+from inference.client.messages import embedded, failure, model_changed
 from inference.client.results import Embedded, ModelInfo, StreamItem
 from inference.errors import (
     DeadlineError,
     EmbeddingError,
     InvalidInputError,
-    ModelChangedError,
     UnavailableError,
 )
 from inference.status import error_of_number
@@ -220,10 +219,7 @@ class BulkCall:
         else:
             outcome = embedded(result.embedding, result.timings)
             if outcome.model_id != self._model.id:
-                raise ModelChangedError(
-                    f"{self._server} now serves {outcome.model_id}, and began with "
-                    f"{self._model.id}: their embeddings cannot be compared, so start over."
-                )
+                raise model_changed(self._server, before=self._model.id, now=outcome.model_id)
         entry = self._unanswered.pop(result.id, None)
         if entry is None:  # the answer to nothing that was asked
             return

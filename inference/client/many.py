@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from inference.client.backoff import Backoff, is_worth_retrying
 from inference.client.bulk import too_long
+from inference.client.messages import model_changed
 from inference.client.results import Embedded, ModelInfo, StreamItem
 from inference.client.wire import Images
 from inference.errors import (
     EmbeddingError,
     InferenceError,
     InvalidInputError,
-    ModelChangedError,
 )
 
 # Enough to fill a batch of the server while the next is on its way.
@@ -115,10 +115,7 @@ class ManyCalls:
             else:
                 self._heard = _now()
                 if embedded.model_id != self._model.id:
-                    raise ModelChangedError(
-                        f"{self._server} now serves {embedded.model_id}, and began with "
-                        f"{self._model.id}: their embeddings cannot be compared, so start over."
-                    )
+                    raise model_changed(self._server, before=self._model.id, now=embedded.model_id)
                 return embedded
             await asyncio.sleep(pause_s)
 

@@ -6,7 +6,7 @@ import numpy as np
 from mapseek.v1 import embedding_pb2 as pb
 
 from inference.client.results import Embedded, Limits, ModelInfo, Thresholds, Timings
-from inference.errors import EmbeddingError, InferenceError
+from inference.errors import EmbeddingError, InferenceError, ModelChangedError
 from inference.status import RETRY_AFTER_KEY, error_of
 
 # What gRPC itself, and no server, says of a call whose connection broke under it.
@@ -83,3 +83,11 @@ def _retry_after_ms(error: grpc.aio.AioRpcError) -> int | None:
         if key == RETRY_AFTER_KEY and str(value).isdecimal():
             return int(value)
     return None
+
+
+def model_changed(server: str, *, before: str, now: str) -> ModelChangedError:
+    """The error of a bulk call in the middle of which another model began to answer."""
+    return ModelChangedError(
+        f"{server} now serves {now}, and began with {before}: their embeddings cannot be compared, "
+        "so start over."
+    )

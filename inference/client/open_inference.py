@@ -43,6 +43,7 @@ from inference.errors import (
 from inference.lanes import Lane
 from inference.oip.models import (
     IMAGES,
+    PIXELS,
     TEXTS,
     Tensor,
     image_embeds,
@@ -57,9 +58,6 @@ from inference.threads import LaneThreads
 _PRIORITIES: dict[LaneName, int] = {"interactive": 1, "bulk": 2}
 # A half-precision model is not exact to more.
 _UNIT_TOLERANCE = 5e-3
-
-# Name of the image tower's own input, whatever its size.
-_PIXELS = "pixels"
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -262,7 +260,7 @@ class OpenInferenceWire:
             metadata = await self._call(
                 self._stub.ModelMetadata, oip.ModelMetadataRequest(name=model.name), deadline
             )
-            if any(tensor.name in {IMAGES.name, _PIXELS} for tensor in metadata.inputs):
+            if any(tensor.name in {IMAGES.name, PIXELS} for tensor in metadata.inputs):
                 found[model.name] = cards.takes_images(metadata)
         best = [name for name, encoded in found.items() if encoded] or list(found)
         if not best:

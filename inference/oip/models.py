@@ -110,6 +110,8 @@ def _metadata(tensor: Tensor) -> oip.ModelMetadataResponse.TensorMetadata:
     )
 
 
+PIXELS: Final = "pixels"
+"""Name of the image tower's own input, whatever its size."""
 IMAGES: Final = Tensor(name="images", datatype="BYTES", dims=(1,))
 TEXTS: Final = Tensor(name="texts", datatype="BYTES", dims=(1,))
 
@@ -117,7 +119,7 @@ TEXTS: Final = Tensor(name="texts", datatype="BYTES", dims=(1,))
 def pixels(manifest: Manifest) -> Tensor:
     """The image tower's own input: RGB at its size."""
     side = manifest.preprocessing.image_size
-    return Tensor(name="pixels", datatype="UINT8", dims=(side, side, 3))
+    return Tensor(name=PIXELS, datatype="UINT8", dims=(side, side, 3))
 
 
 def image_embeds(manifest: Manifest) -> Tensor:

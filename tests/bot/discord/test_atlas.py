@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 from pymongo import MongoClient
 
+from benchmarks import mongo
 from bot.archive.opening import open_archive
 from bot.archive.port import ImageArchive
 from bot.fetch import Fetcher
@@ -146,13 +147,8 @@ def own(tmp_path: Path) -> Iterator[tuple[Secantus, AtlasProxy]]:
     """A server of this test's own, with files that outlive it."""
     if MISSING:
         pytest.skip(MISSING)
-    server = Secantus(tmp_path / "mongodb", "--sync-on-commit")
-    server.start()
-    try:
-        with AtlasProxy(server.address) as proxy:
-            yield server, proxy
-    finally:
-        server.kill()
+    with mongo.atlas(tmp_path / "mongodb") as server_and_proxy:
+        yield server_and_proxy
 
 
 async def test_a_server_that_dies_under_load_and_comes_back(
