@@ -56,12 +56,13 @@ class _Waiter(Generic[In, Out]):
 
 
 class Batcher(Generic[In, Out]):
-    """Gathers single items into batches for an engine that runs one batch at a time.
+    """Gathers single items into batches for an engine that runs one batch, or a few, at a time.
 
     The contract: a batch starts as soon as the engine is free and holds what waits then, up to
-    `max_batch`; lanes as in `LaneQueue`, first in, first out within a lane; a cancelled caller
-    leaves the queue; a batch that fails is halved and run again until the items at fault stand
-    alone, within bounds, and the loop goes on; nothing here ever cancels a caller's future.
+    `max_batch`; where there are several loops, each takes its part of that; lanes as in
+    `LaneQueue`, first in, first out within a lane; a cancelled caller leaves the queue; a batch
+    that fails is halved and run again until the items at fault stand alone, within bounds, and
+    the loop goes on; nothing here ever cancels a caller's future.
 
     Args:
         run: Takes the items of a batch and returns as many results in the same order. Its
@@ -71,7 +72,8 @@ class Batcher(Generic[In, Out]):
             in smaller batches.
         max_batch: Most items in a batch.
         bulk_share: Part of the places that bulk is sure of while both lanes wait.
-        turn: Taken for every run: batchers that share an engine share its turn.
+        turn: Taken for every run: batchers that share an engine share its turn, which lets as
+            many runs go on at once as the engine can do.
         clock: Seconds on a monotonic clock.
     """
 
@@ -81,17 +83,18 @@ class Batcher(Generic[In, Out]):
         *,
         max_batch: int,
         bulk_share: float = 0.25,
-        turn: asyncio.Lock | None = None,
+        turn: asyncio.Semaphore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, not {max_batch}")
         self._run = run
         self._max_batch = max_batch
-        self._turn = turn or asyncio.Lock()
+        self._turn = turn or asyncio.Semaphore()
         self._clock = clock
         self._waiting: LaneQueue[_Waiter[In, Out]] = LaneQueue(bulk_share=bulk_share)
-        self._running: list[_Waiter[In, Out]] = []
+        self._running: set[_Waiter[In, Out]] = set()
+        self._loops = 0
         self._wake = asyncio.Event()
         self._refusal: Exception | None = None
         self._most_batch = max_batch
@@ -132,22 +135,30 @@ class Batcher(Generic[In, Out]):
     async def serve(self) -> None:
         """Runs batches until `close` is called and nothing waits; run it as a task.
 
-        However it ends, no caller is left waiting: those still there get `ShuttingDownError` if
-        the task was cancelled, and `InferenceError` if the loop broke, which is a bug.
+        For an engine that runs several batches at once, run as many such tasks, and end all of
+        them when one ends. However they end, no caller is left waiting: those still there get
+        `ShuttingDownError` if the task was cancelled, and `InferenceError` if the loop broke,
+        which is a bug.
         """
         refusal: Exception = InferenceError("The server has a fault and must be restarted.")
+        batch: list[_Waiter[In, Out]] = []
+        self._loops += 1
         try:
             while await self._something_waits():
                 async with self._turn:
-                    await self._run_batch()
+                    batch = self._take()
+                    self._running.update(batch)
+                    await self._run_batch(batch)
+                    self._running.difference_update(batch)
         except asyncio.CancelledError:
             refusal = ShuttingDownError()
             raise
         else:
             refusal = ShuttingDownError()
         finally:
+            self._loops -= 1
             self._refusal = refusal
-            _settle(self._running + self._waiting.take(len(self._waiting)), refusal)
+            _settle(batch + self._waiting.take(len(self._waiting)), refusal)
 
     def close(self) -> None:
         """Refuses new items with `ShuttingDownError`; `serve` returns once nothing waits."""
@@ -157,7 +168,7 @@ class Batcher(Generic[In, Out]):
 
     def abandon(self, error: Exception) -> None:
         """Answers everybody who waits or is being run with this error; the run itself goes on."""
-        _settle(self._running + self._waiting.take(len(self._waiting)), error)
+        _settle([*self._running, *self._waiting.take(len(self._waiting))], error)
 
     async def _something_waits(self) -> bool:
         while not self._waiting:
@@ -167,12 +178,19 @@ class Batcher(Generic[In, Out]):
             await self._wake.wait()
         return True
 
-    async def _run_batch(self) -> None:
-        taken = self._waiting.take(self._max_batch)
-        batch = [waiter for waiter in taken if not waiter.future.done()]
+    def _take(self) -> list[_Waiter[In, Out]]:
+        """What a loop runs next: its part of what waits, even if the others are busy.
+
+        They soon are not, and would have nothing to do while one runs everything: at half of the
+        capacity of two cores, taking all makes the slowest hundredth 1.5 times as slow.
+        """
+        part = -(-len(self._waiting) // self._loops)
+        taken = self._waiting.take(min(part, self._max_batch))
+        return [waiter for waiter in taken if not waiter.future.done()]
+
+    async def _run_batch(self, batch: list[_Waiter[In, Out]]) -> None:
         if not batch:  # everybody left while another batcher had the turn
             return
-        self._running = batch
         # The parts that are still to be run, the first one last: the whole batch, or what is left
         # of it while it is halved. Half of these runs find one item at fault; they are bounded for
         # the sake of an engine that fails on everything.
@@ -192,7 +210,6 @@ class Batcher(Generic[In, Out]):
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
-        self._running = []
 
     async def _run_part(self, part: list[_Waiter[In, Out]]) -> Exception | None:
         """Runs some items, and answers them unless it fails."""

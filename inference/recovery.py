@@ -62,7 +62,7 @@ class Recovery:
         self,
         health: Health,
         *,
-        turn: asyncio.Lock,
+        turn: asyncio.Semaphore,
         probe: Callable[[], Awaitable[object]],
         grace_s: float | None,
     ) -> None:
@@ -87,18 +87,19 @@ class Recovery:
                 waited_s = time.monotonic() - since
                 raise EngineLostError(
                     f"The engine did not come back within {waited_s:.1f} s: {self._health.reason}.",
-                    hung=self._health.hangs,
+                    hung=self._health.hanging > 0,
                 ) from None
 
     async def _settle(self) -> None:
         while self._health.in_doubt.is_set():
-            async with self._turn:  # a run that hangs holds it
-                if not self._health.in_doubt.is_set():
-                    return
-                try:
-                    await self._probe()
-                except Exception as error:  # noqa: BLE001 - whatever it is, the engine is ill
-                    self._health.relapsed(error.__cause__ or error)
-                else:
-                    return
+            if not self._health.hanging:  # a run that comes back tells by itself
+                async with self._turn:
+                    if not self._health.in_doubt.is_set():
+                        return
+                    try:
+                        await self._probe()
+                    except Exception as error:  # noqa: BLE001 - whatever it is, the engine is ill
+                        self._health.relapsed(error.__cause__ or error)
+                    else:
+                        continue
             await asyncio.sleep(_PAUSE_S)

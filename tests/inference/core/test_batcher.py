@@ -24,12 +24,15 @@ INTERACTIVE, BULK = Lane.INTERACTIVE, Lane.BULK
 
 
 @asynccontextmanager
-async def serving(batcher: Batcher[Any, Any]) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(batcher.serve())
+async def serving(
+    batcher: Batcher[Any, Any], *, loops: int = 1
+) -> AsyncIterator[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(batcher.serve()) for _ in range(loops)]
     await quiet()
-    yield task
-    task.cancel()
-    await asyncio.wait([task])
+    yield tasks[0]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def test_a_lone_item_starts_at_once(
@@ -70,7 +73,7 @@ async def test_what_arrives_during_a_run_forms_the_next_batch_up_to_the_maximum(
 async def test_a_batch_grows_until_the_engine_is_free(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(run, max_batch=4, turn=turn)
     submit = submit_to(batcher)
     async with serving(batcher):
@@ -90,7 +93,7 @@ async def test_a_batch_grows_until_the_engine_is_free(
 async def test_two_batchers_take_turns_on_one_engine(
     submit_to: Callable[[Batcher[str, str]], Submit],
 ) -> None:
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     pictures, texts = GatedRun(), GatedRun()
     one = Batcher(pictures, max_batch=4, turn=turn)
     other = Batcher(texts, max_batch=4, turn=turn)
@@ -107,6 +110,43 @@ async def test_two_batchers_take_turns_on_one_engine(
         assert pictures.batches == [["p0"], ["p1"]]
         pictures.open()
         await asyncio.gather(*calls)
+
+
+async def test_each_of_several_loops_takes_its_part_of_what_waits(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=8, turn=asyncio.Semaphore(2))
+    submit = submit_to(batcher)
+    async with serving(batcher, loops=2):
+        calls = [submit(item) for item in "ab"]
+        await quiet()
+        assert run.batches == [["a"], ["b"]]
+        calls += [submit(item) for item in "cdefg"]
+        await quiet()
+        assert batcher.waiting == 5
+        await run.finish()  # the other loop is busy, and still its part is left to it
+        assert run.batches[2:] == [["c", "d", "e"]]
+        await run.finish()
+        assert run.batches[3:] == [["f"]]
+        for _ in range(3):
+            await run.finish()
+
+        assert [answer.value for answer in await asyncio.gather(*calls)] == list("abcdefg")
+
+
+async def test_a_loop_that_ends_leaves_the_run_of_another_to_its_callers(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(run, max_batch=4, turn=asyncio.Semaphore(2))
+    async with serving(batcher, loops=2) as first, asyncio.timeout(30):
+        call = submit_to(batcher)("a")
+        await quiet()
+        batcher.close()
+        await quiet()
+        assert not call.done()
+        await run.finish()
+        assert (await call).value == "a"
+        await first
 
 
 async def test_interactive_goes_before_bulk_and_bulk_keeps_its_share(
@@ -138,7 +178,7 @@ async def test_times_and_batch_size_are_told(
         now += 3.0
         return items
 
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(run, max_batch=4, turn=turn, clock=lambda: now)
     async with serving(batcher):
         await turn.acquire()
@@ -176,7 +216,7 @@ async def test_a_caller_that_leaves_while_waiting_is_never_run(
 async def test_a_caller_that_leaves_in_the_instant_of_the_choice_is_never_run(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(run, max_batch=4, turn=turn)
     submit = submit_to(batcher)
     async with serving(batcher):
@@ -261,7 +301,7 @@ class Poisoned:
 @pytest.mark.parametrize("poison", ["a", "h", "d", "ch", "bcd"])
 async def test_poisoned_items_fail_alone(poison: str) -> None:
     engine = Poisoned(poison)
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(engine, max_batch=8, turn=turn)
     async with serving(batcher), turn:
         calls = {
@@ -281,7 +321,7 @@ async def test_an_engine_that_always_fails_is_asked_a_bounded_number_of_times() 
     items = [str(number) for number in range(64)]
     engine = Poisoned("")
     engine.poison = items  # type: ignore[assignment]  # any container of items will do
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(engine, max_batch=64, turn=turn)
     async with serving(batcher):
         await turn.acquire()
@@ -463,7 +503,7 @@ async def test_a_broken_loop_fails_all_who_wait_and_says_so_afterwards(
             raise RuntimeError("a bug")
         return 0.0
 
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     batcher = Batcher(run, max_batch=1, turn=turn, clock=clock)
     submit = submit_to(batcher)
     serve = asyncio.create_task(batcher.serve())
@@ -499,13 +539,14 @@ OPERATIONS = st.one_of(
 @given(
     operations=st.lists(OPERATIONS, max_size=80),
     max_batch=st.integers(1, 5),
+    loops=st.integers(1, 3),
     ending=st.sampled_from(["close", "cancel"]),
 )
 def test_every_caller_is_answered_once_in_order_whatever_happens(
-    operations: list[tuple[str, Any]], max_batch: int, ending: str
+    operations: list[tuple[str, Any]], max_batch: int, loops: int, ending: str
 ) -> None:
     async def play() -> None:
-        game = _Game(max_batch)
+        game = _Game(max_batch, loops)
         for name, value in operations:
             await getattr(game, name)(value)
         await game.end(ending)
@@ -517,11 +558,12 @@ def test_every_caller_is_answered_once_in_order_whatever_happens(
 class _Game:
     """A batcher, an engine at a gate, and callers that come and go."""
 
-    def __init__(self, max_batch: int) -> None:
+    def __init__(self, max_batch: int, loops: int) -> None:
         self.max_batch = max_batch
         self.run = GatedRun()
-        self.batcher = Batcher(self.run, max_batch=max_batch, bulk_share=0.25)
-        self.serve = asyncio.create_task(self.batcher.serve())
+        turn = asyncio.Semaphore(loops)
+        self.batcher = Batcher(self.run, max_batch=max_batch, bulk_share=0.25, turn=turn)
+        self.serves = [asyncio.create_task(self.batcher.serve()) for _ in range(loops)]
         self.calls: list[asyncio.Task[Batched[str]]] = []
         self.cancelled: set[int] = set()
         self.left_in_time: set[int] = set()
@@ -568,8 +610,9 @@ class _Game:
             for _ in range(len(self.calls) + 1):
                 self.run.open()
         else:
-            self.serve.cancel()
-        await asyncio.wait([self.serve, *self.calls])
+            for serve in self.serves:
+                serve.cancel()
+        await asyncio.wait([*self.serves, *self.calls])
 
     def check(self) -> None:
         for number, call in enumerate(self.calls):
