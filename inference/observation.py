@@ -9,8 +9,7 @@ Metrics: `mapseek.embed.duration` by stage and lane, `mapseek.batch.size`, `maps
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -134,20 +133,28 @@ class Observation:
         span.end(start_ns + int(seconds * 1e9))
 
 
-@contextmanager
-def batch(kind: str, members: Sequence[Span]) -> Iterator[None]:
-    """Surrounds a run of the engine; `members` are the spans of the callers of its items."""
+def batch(
+    kind: str, members: Sequence[Span], *, began: float, error: BaseException | None = None
+) -> None:
+    """A run of the engine is over that began when `time.perf_counter` said so.
+
+    `members` are the spans of the callers of its items.
+    """
     _batch_size.record(len(members), {"kind": kind})
     recorded = [span for span in members if span.is_recording()]
     if not recorded:
-        yield
         return
-    with _tracer.start_as_current_span(
+    ended_ns = time.time_ns()
+    span = _tracer.start_span(
         "batch",
         Context(),
         links=[Link(span.get_span_context()) for span in recorded],
         attributes={"mapseek.batch.size": len(members), "mapseek.batch.kind": kind},
-    ) as span:
-        for member in recorded:
-            member.add_link(span.get_span_context())
-        yield
+        start_time=ended_ns - int((time.perf_counter() - began) * 1e9),
+    )
+    for member in recorded:
+        member.add_link(span.get_span_context())
+    if error is not None:
+        span.record_exception(error)
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+    span.end(ended_ns)

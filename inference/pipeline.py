@@ -15,6 +15,7 @@ has batchers of its own. Everything here lives on one event loop.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,19 +100,6 @@ class _Waiting:
     span: trace.Span
 
 
-@dataclass(frozen=True, slots=True)
-class _Crew:
-    """Threads that run the model, and their turns: as many as there are threads."""
-
-    threads: LaneThreads
-    turn: asyncio.Semaphore
-    size: int
-
-    @staticmethod
-    def of(size: int, name: str, *, nice: int = 0) -> "_Crew":
-        return _Crew(LaneThreads(size, name=name, nice=nice), asyncio.Semaphore(size), size)
-
-
 _Path = dict[Lane, Batcher[_Waiting, Outcome]]
 """One kind of input: the batchers of its tower; one for both lanes where a run serves both."""
 
@@ -154,15 +142,14 @@ class Pipeline:
             self._decoders = LaneThreads(
                 limits.decode_threads, name="decode", bulk_share=limits.bulk_share
             )
-            one = _Crew.of(1, "engine")
-            self._crews = dict.fromkeys(Lane, one)
+            self._at_once = 1
+            self._threads = dict.fromkeys(Lane, LaneThreads(1, name="engine"))
         else:
-            cores = images.cores.count
-            self._crews = {
-                Lane.INTERACTIVE: _Crew.of(cores, "core"),
-                Lane.BULK: _Crew.of(cores, "bulk", nice=_BULK_NICE),
+            self._at_once = images.cores.count
+            self._threads = {
+                Lane.INTERACTIVE: LaneThreads(self._at_once, name="core"),
+                Lane.BULK: LaneThreads(self._at_once, name="bulk", nice=_BULK_NICE),
             }
-        self._runs = 0  # that are going on
         self._prepare_image = preprocess
         self._images = self._path("image", images)
         self._prepare_text: Callable[[str], Any] | None = None
@@ -178,12 +165,7 @@ class Pipeline:
         # What the engine is tried with in doubt: the first item that it embedded, or a warm-up.
         self._known_good: Callable[[], object] = images.warm_up
         self._knows_good = False
-        self._recovery = Recovery(
-            self._health,
-            turn=self._crews[Lane.INTERACTIVE].turn,
-            probe=self._probe,
-            grace_s=limits.grace_s,
-        )
+        self._recovery = Recovery(self._health, probe=self._probe, grace_s=limits.grace_s)
         self._loops: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -274,10 +256,8 @@ class Pipeline:
         Raises:
             StartupError: A tower's output is not what the manifest promises.
         """
-        crew = self._crews[Lane.INTERACTIVE]
         for engine in self._engines:
-            async with crew.turn:
-                await crew.threads.run(engine.warm_up, abandon=True)
+            await self._threads[Lane.INTERACTIVE].run(engine.warm_up, abandon=True)
 
     async def serve(self) -> None:
         """Runs the batching loops until `close`; run it as a task.
@@ -290,8 +270,8 @@ class Pipeline:
             async with asyncio.TaskGroup() as loops:
                 self._loops = [
                     loops.create_task(batcher.serve())
-                    for batcher, size in self._batchers().items()
-                    for _ in range(size)
+                    for batcher in self._batchers()
+                    for _ in range(self._at_once + 1)
                 ]
                 if not self._closed:
                     self._loops.append(loops.create_task(self._recovery.attend()))
@@ -319,8 +299,8 @@ class Pipeline:
             loop.cancel()
         if self._loops:
             await asyncio.wait(self._loops)
-        for crew in self._crews.values():
-            crew.threads.stop()
+        for threads in self._threads.values():
+            threads.stop()
 
     async def _embed(self, path: _Path, given: Given, lane: Lane, *, wait: bool) -> Embedded:
         try:
@@ -375,18 +355,16 @@ class Pipeline:
         )
 
     def _path(self, kind: str, engine: Engine | TextEngine) -> _Path:
-        made: dict[int, Batcher[_Waiting, Outcome]] = {}
-        path: _Path = {}
-        for lane, crew in self._crews.items():
-            if id(crew) not in made:
-                made[id(crew)] = Batcher(
-                    partial(self._run, kind, crew, self._embedder(engine)),
+        made: dict[LaneThreads, Batcher[_Waiting, Outcome]] = {}
+        for threads in self._threads.values():
+            if threads not in made:
+                made[threads] = Batcher(
+                    partial(self._run, kind, threads, self._embedder(engine)),
                     max_batch=engine.max_batch,
                     bulk_share=self._limits.bulk_share,
-                    turn=crew.turn,
+                    at_once=self._at_once,
                 )
-            path[lane] = made[id(crew)]
-        return path
+        return {lane: made[threads] for lane, threads in self._threads.items()}
 
     def _embedder(self, engine: Engine | TextEngine) -> Callable[[Any], Embeddings]:
         cores = engine.cores
@@ -395,32 +373,39 @@ class Pipeline:
 
         def embed(items: Sequence[Any]) -> Embeddings:
             # A run that is alone may have all cores, and is over sooner.
-            return engine.embed(items) if self._runs == 1 else cores.embed(items)
+            alone = sum(threads.busy for threads in self._threads.values()) == 1
+            return engine.embed(items) if alone else cores.embed(items)
 
         return embed
 
     async def _run(
         self,
         kind: str,
-        crew: _Crew,
+        threads: LaneThreads,
         embed: Callable[[Any], Embeddings],
-        batch: Sequence[_Waiting],
+        take: Callable[[], Sequence[_Waiting]],
     ) -> Sequence[Outcome]:
-        """Runs one batch on a thread of the crew, watched."""
-        run = Run(embed, [waiting.given for waiting in batch])
-        self._runs += 1
+        """Runs one batch on one of the threads, watched; it is taken there."""
+        batch: list[_Waiting] = []
+
+        def given() -> list[Given]:
+            batch.extend(take())
+            return [waiting.given for waiting in batch]
+
+        run = Run(embed, given)
+        failure: Exception | None = None
         try:
-            with observation.batch(kind, [waiting.span for waiting in batch]):
-                ran = await self._watch.over(crew.threads, run, began=lambda: run.began)
-        except (EngineMemoryError, MemoryError) as error:
-            if len(batch) == 1:  # a larger batch is split and tried again
+            ran = await self._watch.over(threads, run, began=lambda: run.began)
+        except Exception as error:
+            failure = error
+            # A larger batch for which there is no memory is split and tried again.
+            if len(batch) == 1 or not isinstance(error, EngineMemoryError | MemoryError):
                 self._health.failed(error.__cause__ or error)
             raise
-        except Exception as error:
-            self._health.failed(error.__cause__ or error)
-            raise
         finally:
-            self._runs -= 1
+            if batch:
+                spans = [waiting.span for waiting in batch]
+                observation.batch(kind, spans, began=run.started, error=failure)
         if run.items:
             self._health.succeeded()
             self._pace.ran(run.inference_s, run.items)
@@ -429,8 +414,15 @@ class Pipeline:
         return ran.value
 
     async def _probe(self) -> None:
-        """Runs the engine on what it has done before; for `Recovery`, which has the turn."""
-        await self._watch.over(self._crews[Lane.INTERACTIVE].threads, self._known_good)
+        """Runs the engine on what it has done before; for `Recovery`."""
+        began: float | None = None
+
+        def probe() -> None:
+            nonlocal began
+            began = time.perf_counter()
+            self._known_good()
+
+        await self._watch.over(self._threads[Lane.INTERACTIVE], probe, began=lambda: began)
         self._health.succeeded()
 
     def _check_health(self) -> None:
@@ -453,10 +445,9 @@ class Pipeline:
             raise UnsupportedError("The model that is served here has no text tower.")
         return self._texts, partial(self._prepare_text, item)
 
-    def _batchers(self) -> dict[Batcher[_Waiting, Outcome], int]:
-        """Every batcher, and how many batches it may run at once."""
+    def _batchers(self) -> set[Batcher[_Waiting, Outcome]]:
         paths = [self._images] if self._texts is None else [self._images, self._texts]
-        return {batcher: self._crews[lane].size for path in paths for lane, batcher in path.items()}
+        return {batcher for path in paths for batcher in path.values()}
 
 
 def _lost() -> UnavailableError:

@@ -53,7 +53,6 @@ class Recovery:
 
     Args:
         health: Whose doubts to settle.
-        turn: Held for every run of the engine.
         probe: Runs the engine on something that it should be able to do.
         grace_s: How long the engine may stay in doubt, in seconds; None means for ever.
     """
@@ -62,12 +61,10 @@ class Recovery:
         self,
         health: Health,
         *,
-        turn: asyncio.Semaphore,
         probe: Callable[[], Awaitable[object]],
         grace_s: float | None,
     ) -> None:
         self._health = health
-        self._turn = turn
         self._probe = probe
         self._grace_s = grace_s
 
@@ -93,13 +90,10 @@ class Recovery:
     async def _settle(self) -> None:
         while self._health.in_doubt.is_set():
             if not self._health.hanging:  # a run that comes back tells by itself
-                async with self._turn:
-                    if not self._health.in_doubt.is_set():
-                        return
-                    try:
-                        await self._probe()
-                    except Exception as error:  # noqa: BLE001 - whatever it is, the engine is ill
-                        self._health.relapsed(error.__cause__ or error)
-                    else:
-                        continue
+                try:
+                    await self._probe()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the engine is ill
+                    self._health.relapsed(error.__cause__ or error)
+                else:
+                    continue
             await asyncio.sleep(_PAUSE_S)

@@ -50,18 +50,22 @@ class Run:
 
     Args:
         embed: The model: items [N, ...] to float32 [N, D].
-        given: The items.
+        take: Called first, for the items; there may be none.
 
     Attributes:
+        started: When it had its items, as `time.perf_counter` tells it.
         began: When the model began, as `time.perf_counter` tells it; None before.
         inference_s: How many seconds the model took; 0 before it is done.
         items: How many items it was given.
         good: One of them, of which it made an embedding.
     """
 
-    def __init__(self, embed: Callable[[Any], NDArray[np.float32]], given: Sequence[Given]) -> None:
+    def __init__(
+        self, embed: Callable[[Any], NDArray[np.float32]], take: Callable[[], Sequence[Given]]
+    ) -> None:
         self._embed = embed
-        self._given = given
+        self._take = take
+        self.started = 0.0
         self.began: float | None = None
         self.inference_s = 0.0
         self.items = 0
@@ -69,10 +73,11 @@ class Run:
 
     def __call__(self) -> list[Outcome]:
         """Returns the outcomes in the order of the items."""
-        started = time.perf_counter()
+        given = self._take()
+        started = self.started = time.perf_counter()
         items: list[Item | Exception] = []
         times = [started]
-        for one in self._given:
+        for one in given:
             items.append(_prepared(one))
             times.append(time.perf_counter())
         embeddings = iter(self._run([item for item in items if isinstance(item, np.ndarray)]))
@@ -132,25 +137,24 @@ class Watch:
         threads: LaneThreads,
         call: Callable[[], T],
         *,
-        began: Callable[[], float | None] | None = None,
+        began: Callable[[], float | None],
     ) -> Ran[T]:
-        """Makes a call on one of the threads, of which one is free.
+        """Makes a call on one of the threads.
 
         Args:
             threads: The threads.
             call: The call.
             began: Tells when the model began, on the clock of `time.perf_counter`, or None while
-                it has not; unless given, it begins at once.
+                it has not.
         """
         loop = asyncio.get_running_loop()
         limit_s = self._pace.limit_s
-        started = time.perf_counter()
         hung = False
         timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer, hung
-            since = started if began is None else began()
+            since = began()
             left_s = limit_s if since is None else since + limit_s - time.perf_counter()
             if left_s > 0:
                 timer = loop.call_later(left_s, look)

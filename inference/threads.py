@@ -115,6 +115,11 @@ class LaneThreads:
         """How many calls wait for a thread."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> int:
+        """How many threads are at work."""
+        return len(self._running)
+
     async def run(
         self, call: Callable[[], T], lane: Lane = Lane.INTERACTIVE, *, abandon: bool = False
     ) -> Ran[T]:
