@@ -23,6 +23,7 @@ from bot.answering.line import Line
 from bot.answering.pages import Pages, Reply
 from bot.answering.questions import Action, Press, is_ours, press_of
 from bot.archive.port import ImageArchive
+from bot.embedder import Embedder
 from bot.fetch import Fetcher
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
@@ -203,7 +204,13 @@ def make_find(
         per_member=settings.searches_per_member, per_guild=settings.searches_per_guild, line=line
     )
     return Find(
-        answers=Answers(bot=bot, client=client, pages=pages, queue=queue),
+        answers=Answers(
+            bot=bot,
+            client=client,
+            embedder=Embedder(client, archive),
+            pages=pages,
+            queue=queue,
+        ),
         fetcher=fetcher,
         delivery=Delivery(limits),
         url_search=settings.url_search,

@@ -26,8 +26,8 @@ from bot.archive.port import (
     Picture,
     PictureKey,
     Selection,
-    Vector,
 )
+from bot.embedder import Embedder
 from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
 from bot.ingest.crossing import Crossing, Told
 from bot.ingest.forgotten import Forgotten
@@ -100,6 +100,7 @@ class Ingest:
         self._forgotten = Forgotten(queue.db)
         self._archive = archive
         self._client = client
+        self._embedder = Embedder(client, archive)
         self._fetcher = fetcher
         self._refresh = refresh
         self._indexed = indexed
@@ -110,7 +111,6 @@ class Ingest:
         self._deleted = asyncio.Event()
         self._worked = asyncio.Event()
         self._told: set[Told] = set()
-        self._under_way: dict[str, asyncio.Task[tuple[str, Vector]]] = {}
 
     def add(self, sightings: Sequence[Sighting], *, lane: Lane = Lane.LIVE) -> None:
         """Writes down what was seen; it is on disk when this returns.
@@ -307,8 +307,10 @@ class Ingest:
                 return None
             sighting, data = found
             picture = _picture(sighting, data)
-            model_id, vector = await self._vector(data, picture.content_hash, model_id)
-            return Entry(picture=picture, model_id=model_id, embedding=vector)
+            embedded = await self._embedder.embed(
+                data, content_hash=picture.content_hash, model_id=model_id, lane="bulk"
+            )
+            return Entry(picture=picture, model_id=embedded.model_id, embedding=embedded.embedding)
         except _OUTAGES:
             raise
         except (RefusedError, InvalidInputError) as error:
@@ -319,23 +321,6 @@ class Ingest:
             _log.exception("Picture %s of message %s failed.", key.attachment_id, key.message_id)
             self._put_off(item, "mapseek failed on this picture; the cause is in its log.")
         return None
-
-    async def _vector(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
-        """The model and its vector of some bytes, which are embedded once wherever they come up."""
-        task = self._under_way.get(content_hash)
-        if task is None:
-            task = asyncio.create_task(self._embedded(data, content_hash, model_id))
-            self._under_way[content_hash] = task
-            task.add_done_callback(lambda _: self._under_way.pop(content_hash, None))
-        return await task
-
-    async def _embedded(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
-        known = await self._archive.embeddings([content_hash], model_id)
-        if content_hash in known:
-            _pictures.add(1, {"outcome": "known bytes"})
-            return model_id, known[content_hash]
-        embedded = await self._client.embed(data, lane="bulk")
-        return embedded.model_id, embedded.embedding
 
     async def _fetch(self, sighting: Sighting) -> tuple[Sighting, bytes] | None:
         if not link_expired(sighting.fetch_url, now_s=self._clock()):
