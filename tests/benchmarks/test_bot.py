@@ -34,7 +34,7 @@ def test_a_picture_too_many_or_too_few_is_seen() -> None:
 
 def test_bot(model: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "bot.json", tmp_path / "bot.svg"
-    what = ("--posts", 900, "--rate", 8, "--json", out, "--plot", plot)
+    what = ("--posts", 900, "--rate", 8, "--seconds", 12, "--json", out, "--plot", plot)
     done = bench("bot", "-m", model, *what)
     assert done.exit_code == 0, done.output
     data = json.loads(out.read_text())["data"]
