@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import disnake
 from opentelemetry import trace
 
-from bot.admin.replies import RefusalError
 from bot.answering.pages import MOST_PAGES, Pages, Reply
 from bot.answering.questions import Question, Questions
 from bot.answering.visibility import may_write, readable_channels, shareable_channels
 from bot.embedder import Embedder
 from bot.ingest.queue import Queue
+from bot.interactions import RefusalError
 from bot.pictures import Sighting, in_channel
 from inference.client import Embedded, EmbeddingClient, Thresholds
 

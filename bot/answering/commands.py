@@ -14,9 +14,8 @@ from disnake.interactions.application_command import (
     MessageCommandInteraction,
 )
 
-from bot.admin.replies import RefusalError
 from bot.answering.answers import Answers, Asker
-from bot.answering.delivery import Click, Delivery
+from bot.answering.delivery import Delivery
 from bot.answering.hits import Checker
 from bot.answering.limits import Limits
 from bot.answering.line import Line
@@ -27,6 +26,7 @@ from bot.embedder import Embedder
 from bot.fetch import Fetcher
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
+from bot.interactions import Click, RefusalError
 from bot.pictures import Sighting, in_message, in_option
 from bot.settings import BotSettings, UrlSearch
 from inference.client import EmbeddingClient

@@ -8,13 +8,10 @@ every write that it could have crossed, and before every later one.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import datetime
 from typing import NoReturn
-from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry import metrics, trace
 
@@ -23,45 +20,27 @@ from bot.archive.port import (
     EntriesRefusedError,
     Entry,
     ImageArchive,
-    Picture,
     PictureKey,
     Selection,
 )
 from bot.embedder import Embedder
-from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
+from bot.fetch import Fetcher
 from bot.ingest.crossing import Crossing, Told
+from bot.ingest.entries import OUTAGES, Entries, name_of, pictures
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.pause import Pause
-from bot.ingest.queue import Lane, Queue, Queued
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane, Queued
 from bot.pictures import Sighting
-from inference import telemetry
 from inference.client import EmbeddingClient
-from inference.errors import (
-    DeadlineError,
-    EmbeddingError,
-    InvalidInputError,
-    OverloadedError,
-    UnauthenticatedError,
-    UnavailableError,
-)
 
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")
-_meter = metrics.get_meter("mapseek.bot")
-_depth = _meter.create_gauge(
+_depth = metrics.get_meter("mapseek.bot").create_gauge(
     "mapseek.ingest.depth", description="What lies in the durable queue, by state."
 )
-_pictures = _meter.create_counter(
-    "mapseek.ingest.pictures", description="Pictures worked on, by outcome."
-)
-
-# The whole of the work waits for these, and no picture is blamed.
-_OUTAGES = (UnavailableError, OverloadedError, DeadlineError, UnauthenticatedError, ArchiveError)
 
 _BATCH = 16
-_ATTEMPTS = 8
-_FIRST_RETRY_S = 5.0
-_LAST_RETRY_S = 3600.0
 # While members wait, old posts pause for so many times the length of their last batch: a quarter of
 # the time stays theirs.
 _GIVEN_WAY = 3.0
@@ -100,9 +79,13 @@ class Ingest:
         self._forgotten = Forgotten(queue.db)
         self._archive = archive
         self._client = client
-        self._embedder = Embedder(client, archive)
-        self._fetcher = fetcher
-        self._refresh = refresh
+        self._entries = Entries(
+            queue=queue,
+            embedder=Embedder(client, archive),
+            fetcher=fetcher,
+            refresh=refresh,
+            clock=clock,
+        )
         self._indexed = indexed
         self._give_way = give_way
         self._clock = clock
@@ -180,7 +163,7 @@ class Ingest:
             self._added.clear()
             try:
                 worked = await self._turn()
-            except _OUTAGES as error:
+            except OUTAGES as error:
                 await pause.wait(error)
                 continue
             finally:
@@ -230,7 +213,7 @@ class Ingest:
             self._queue.done(item.sighting for item in batch if item.sighting.key in stored)
             todo = [item for item in batch if item.sighting.key not in stored]
             results = await asyncio.gather(
-                *(self._entry(item, model.id) for item in todo), return_exceptions=True
+                *(self._entries.of(item, model.id) for item in todo), return_exceptions=True
             )
             await self._store(
                 [
@@ -261,11 +244,11 @@ class Ingest:
             for item, _ in work:
                 if item.sighting.key in refused:
                     reason = refused[item.sighting.key]
-                    self._give_up(item, f"The archive refuses it: {reason}")
+                    self._entries.give_up(item, f"The archive refuses it: {reason}")
             work = [(item, entry) for item, entry in work if item.sighting.key not in refused]
             await self._forget_file_names([item.sighting for item, _ in work])
             self._queue.done(item.sighting for item, _ in work)
-            _pictures.add(len(work), {"outcome": "indexed"})
+            pictures.add(len(work), {"outcome": "indexed"})
         for item, _ in work:
             _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
         self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
@@ -286,102 +269,9 @@ class Ingest:
             await self._archive.delete(selection)
             self._queue.deletion_done(number)
 
-    async def _entry(self, item: Queued, model_id: str) -> Entry | None:
-        """Fetches and embeds one picture; a failure of its own is noted in the queue."""
-        with (
-            telemetry.correlate(name_of(item)),
-            _tracer.start_as_current_span(
-                "mapseek.picture",
-                attributes={"mapseek.picture": name_of(item), "lane": item.lane.name.lower()},
-            ),
-        ):
-            return await self._entry_of(item, model_id)
-
-    async def _entry_of(self, item: Queued, model_id: str) -> Entry | None:
-        key = item.sighting.key
-        try:
-            found = await self._fetch(item.sighting)
-            if found is None:
-                self._queue.drop([key])
-                _pictures.add(1, {"outcome": "gone"})
-                return None
-            sighting, data = found
-            picture = _picture(sighting, data)
-            embedded = await self._embedder.embed(
-                data, content_hash=picture.content_hash, model_id=model_id, lane="bulk"
-            )
-            return Entry(picture=picture, model_id=embedded.model_id, embedding=embedded.embedding)
-        except _OUTAGES:
-            raise
-        except (RefusedError, InvalidInputError) as error:
-            self._give_up(item, str(error))
-        except (FetchError, EmbeddingError) as error:
-            self._put_off(item, str(error))
-        except Exception:  # noqa: BLE001 (one picture must never stop the others)
-            _log.exception("Picture %s of message %s failed.", key.attachment_id, key.message_id)
-            self._put_off(item, "mapseek failed on this picture; the cause is in its log.")
-        return None
-
-    async def _fetch(self, sighting: Sighting) -> tuple[Sighting, bytes] | None:
-        if not link_expired(sighting.fetch_url, now_s=self._clock()):
-            try:
-                return sighting, await self._fetcher.fetch(sighting.fetch_url)
-            except GoneError:
-                pass
-        fresh = await self._refresh(sighting)
-        if fresh is None:
-            return None
-        return fresh, await self._fetcher.fetch(fresh.fetch_url)
-
-    def _put_off(self, item: Queued, reason: str) -> None:
-        if item.attempts + 1 >= _ATTEMPTS:
-            self._give_up(item, reason)
-            return
-        wait_s = min(_FIRST_RETRY_S * 2.0**item.attempts, _LAST_RETRY_S)
-        self._queue.retry(item.sighting.key, reason=reason, due_at_s=self._clock() + wait_s)
-        _pictures.add(1, {"outcome": "put off"})
-
-    def _give_up(self, item: Queued, reason: str) -> None:
-        self._queue.set_aside(item.sighting.key, reason=reason)
-        _pictures.add(1, {"outcome": "set aside"})
-        _log.warning("Set aside a picture of %s: %s", item.sighting.message_link, reason)
-
     def _report(self) -> None:
         depth = self._queue.depth()
         _depth.set(depth.waiting - depth.backfill, {"state": "waiting", "lane": "live"})
         _depth.set(depth.backfill, {"state": "waiting", "lane": "backfill"})
         _depth.set(depth.set_aside, {"state": "set aside"})
         _depth.set(depth.deletions, {"state": "deletions"})
-
-
-def name_of(item: Queued) -> str:
-    """Names a picture in logs and traces, the same at every attempt and after every restart."""
-    return f"{item.sighting.message_id}-{item.sighting.attachment_id}"
-
-
-def link_expired(url: str, *, now_s: float) -> bool:
-    """Whether Discord's signature on the link is past its time (`ex`, hex seconds)."""
-    expires = parse_qs(urlsplit(url).query).get("ex", ["7fffffffffffffff"])[0]
-    try:
-        return int(expires, 16) <= now_s
-    except ValueError:
-        return False
-
-
-def _picture(sighting: Sighting, data: bytes) -> Picture:
-    return Picture(
-        key=sighting.key,
-        guild_id=sighting.guild_id,
-        channel_id=sighting.channel_id,
-        user_id=sighting.user_id,
-        message_link=sighting.message_link,
-        image_url=sighting.image_url,
-        posted_at=datetime.fromisoformat(sighting.posted_at),
-        width=sighting.width,
-        height=sighting.height,
-        file_size=len(data),
-        content_hash=hashlib.sha256(data).hexdigest(),
-        spoiler=sighting.spoiler,
-        author=sighting.author,
-        channel=sighting.channel,
-    )

@@ -8,7 +8,8 @@ import pytest
 from bot.admin import progress
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey, Selection
-from bot.ingest.queue import Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
 from bot.links import media_ids
 from tests.bot.discord.backlog import ADMIN
 from tests.bot.discord.conftest import Bot, map_art, until

@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from disnake.webhook.async_ import async_context
 from PIL import Image
 
 from bot.ingest.queue import Queue
-from tests.bot.discord.conftest import Bot, map_art, photographed
+from tests.bot.discord.conftest import Bot, map_art, photographed, until
 from tests.bot.discord.loopback import (
     APPLICATION,
     PRIVATE_THREAD,
@@ -382,3 +383,19 @@ async def test_a_fault_of_ours_is_owned_up_to(
     assert answer.content.startswith("Something went wrong in mapseek.")
     assert "boom" not in answer.content
     assert "boom" in caplog.text
+
+
+async def test_nothing_is_kept_of_an_interaction_that_was_answered(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        message = await discord.post(10, map_art(1))
+        await bot.settled(1)
+        for member in range(3):
+            await discord.use_message_command(message, member=BOB + member)
+        locks = async_context.get()._locks  # one for each, while it is under way
+
+        async def gone() -> bool:
+            return not locks  # the bot reads what Discord said to its last words first
+
+        await until(gone)

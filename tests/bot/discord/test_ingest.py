@@ -12,9 +12,11 @@ import pytest
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Selection
 from bot.fetch import Fetcher, FetchError
+from bot.ingest.entries import link_expired
 from bot.ingest.forgotten import Forgotten
-from bot.ingest.queue import Lane, Queue
-from bot.ingest.worker import Ingest, link_expired
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
+from bot.ingest.worker import Ingest
 from bot.pictures import Sighting
 from inference.client import ClientSettings, EmbeddingClient
 from inference.logs import correlation_id

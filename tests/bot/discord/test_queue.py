@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import apsw
 import pytest
 
 from bot.archive.port import PictureKey, Selection
-from bot.ingest.queue import Depth, KnownThread, Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Depth, KnownThread, Lane
 from bot.ingest.state import StateError
 from bot.pictures import Sighting
 
@@ -152,6 +155,20 @@ def test_what_was_added_survives_a_kill(path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     with Queue(path) as queue:
         assert queue.depth().waiting == 1
+
+
+def test_many_may_make_the_file_at_once(path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def open_it(number: int) -> None:
+        start.wait()
+        with Queue(path) as queue:
+            queue.add([sighting(number)], now_s=100)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(open_it, range(8)))
+    with Queue(path) as queue:
+        assert queue.depth().waiting == 8
 
 
 def test_a_file_that_is_no_queue_is_named(path: Path) -> None:
