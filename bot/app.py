@@ -110,7 +110,6 @@ def make_bot() -> commands.InteractionBot:
     return commands.InteractionBot(
         intents=disnake.Intents(guilds=True, guild_messages=True, message_content=True),
         allowed_mentions=disnake.AllowedMentions.none(),
-        max_messages=None,  # nothing is looked up among the messages of a while ago
         default_install_types=disnake.ApplicationInstallTypes(guild=True),
         default_contexts=disnake.InteractionContextTypes(guild=True),
     )
