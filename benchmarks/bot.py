@@ -124,6 +124,7 @@ def _of_searches(options: BotBenchOptions, seen: Measured) -> Table:
         notes=[
             _backfill(seen),
             f"Event loop of the bot: {_lag(seen)}.",
+            _questions(seen),
         ],
     )
 
@@ -133,6 +134,14 @@ def _backfill(seen: Measured) -> str:
     return (
         f"Backfill: {alone:.1f} posts/s alone, {beside:.1f} beside the searches; "
         f"done after {seen.done_s:.0f} s."
+    )
+
+
+def _questions(seen: Measured) -> str:
+    rate = seen.messages_asked / max(seen.searched_until_s - seen.searched_from_s, 1e-9)
+    return (
+        f"Discord was asked for {rate:.0f} messages/s, to see whether what was found is still "
+        "there; the real one allows a bot 50 requests/s, answers to members not counted."
     )
 
 

@@ -92,6 +92,7 @@ class Measured:
         searched_from_s: When the searches began.
         searched_until_s: When they ended.
         done_s: When the backfill was done.
+        messages_asked: How often the bot asked Discord for a message, while there were searches.
     """
 
     searches: list[Search] = field(default_factory=list)
@@ -102,6 +103,7 @@ class Measured:
     searched_from_s: float = float("nan")
     searched_until_s: float = float("nan")
     done_s: float = float("nan")
+    messages_asked: int = 0
 
     def took(self, outcome: str, guild: int | None = None, kind: str | None = None) -> list[float]:
         """How long the searches of an outcome took."""
@@ -285,7 +287,7 @@ class _Load:
         await self._alone.wait()
         start_s = self._seen.searched_from_s = self._now_s()
         late = self._folder / "lags"
-        before = len(lags(late))
+        before, asked_before = len(lags(late)), self._discord.messages_asked
         dice = random.Random(self._seed)
         old: dict[int, list[dict[str, Any]]] = {guild: [] for guild in SHARES}
         for one in self._discord.messages.values():
@@ -310,6 +312,7 @@ class _Load:
                             moment / seconds,
                         )
         self._seen.searched_until_s = self._now_s()
+        self._seen.messages_asked = self._discord.messages_asked - asked_before
         self._seen.lags_s = lags(late)[before:]
 
     def _asking(
