@@ -8,7 +8,7 @@ import apsw
 from bot.ingest.queued import Lane, Queued
 from bot.pictures import Sighting
 
-# Of a full batch, one in so many places is kept for old posts: they are never starved.
+# Beside new posts, old ones get one in so many places: they are never starved, and delay little.
 _SHARE_OF_BACKFILL = 8
 
 
@@ -31,7 +31,7 @@ class Turns:
             limit: How many at most.
         """
         live = self._in_turn(Lane.LIVE, now_s, limit)
-        room = max(limit - len(live), limit // _SHARE_OF_BACKFILL)
+        room = limit // _SHARE_OF_BACKFILL if live else limit
         old = self._in_turn(Lane.BACKFILL, now_s, room)
         return live[: limit - len(old)] + old
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from opentelemetry import metrics, trace
 
@@ -91,6 +91,7 @@ class Ingest:
         self._clock = clock
         self._writing = asyncio.Lock()
         self._added = asyncio.Event()
+        self._posted = asyncio.Event()
         self._deleted = asyncio.Event()
         self._worked = asyncio.Event()
         self._told: set[Told] = set()
@@ -104,6 +105,8 @@ class Ingest:
         if wanted:
             self._queue.add(wanted, now_s=self._clock(), lane=lane)
             self._added.set()
+            if lane is Lane.LIVE:
+                self._posted.set()
 
     def retry_set_aside(self, guild_id: str) -> int:
         """Tries again what was given up of a guild, and says how much that is."""
@@ -201,6 +204,7 @@ class Ingest:
         if not batch:
             return False
         began_s = time.monotonic()
+        self._posted.clear()
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
@@ -226,7 +230,11 @@ class Ingest:
                 if isinstance(result, BaseException):
                     raise result
         if self._give_way and all(item.lane is Lane.BACKFILL for item in batch):
-            await self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
+            giving = asyncio.ensure_future(
+                self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
+            )
+            posted = asyncio.ensure_future(self._posted.wait())
+            await _first_of(giving, posted)
         return True
 
     async def _store(self, work: Sequence[tuple[Queued, Entry]]) -> None:
@@ -275,3 +283,13 @@ class Ingest:
         _depth.set(depth.backfill, {"state": "waiting", "lane": "backfill"})
         _depth.set(depth.set_aside, {"state": "set aside"})
         _depth.set(depth.deletions, {"state": "deletions"})
+
+
+async def _first_of(*tasks: asyncio.Future[Any]) -> None:
+    """Waits for one of the tasks, and ends the others."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

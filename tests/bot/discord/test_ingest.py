@@ -81,6 +81,26 @@ async def test_old_posts_give_way_to_members_and_new_ones_do_not(
     assert given[0] > 0
 
 
+async def test_a_new_post_does_not_wait_for_old_ones_that_give_way(shop: Workshop) -> None:
+    giving = asyncio.Event()
+
+    async def give_way(_: float) -> None:
+        giving.set()
+        await asyncio.Event().wait()
+
+    async with opened(shop) as (ingest, queue, _):
+        ingest._give_way = give_way
+        async with working(ingest):
+            ingest.add([shop.sighting(1, map_art(1))], lane=Lane.BACKFILL)
+            await giving.wait()
+            ingest.add([shop.sighting(2, map_art(2))], lane=Lane.BACKFILL)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert queue.depth().backfill == 1, "an old post is no reason to go on"
+            ingest.add([shop.sighting(3, map_art(3))])
+            await until_worked_off(queue)
+
+
 async def until_worked_off(queue: Queue) -> None:
     async def empty() -> bool:
         return queue.depth().waiting + queue.depth().deletions == 0
