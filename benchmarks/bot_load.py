@@ -2,19 +2,22 @@
 
 import asyncio
 import io
+import math
 import os
 import random
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from benchmarks.discord import loopback, token
 from benchmarks.lag import lags
@@ -48,12 +51,14 @@ class Search:
         moment_s: When it was to be asked, from the start of the backfill.
         took_s: From that moment to what the member saw.
         guild: Who asked.
+        kind: "post" for the picture of an old post, "screenshot" for one that nobody has posted.
         outcome: "answered", "busy" or "failed".
     """
 
     moment_s: float
     took_s: float
     guild: int
+    kind: str
     outcome: str
 
 
@@ -87,6 +92,7 @@ class Measured:
         searched_from_s: When the searches began.
         searched_until_s: When they ended.
         done_s: When the backfill was done.
+        messages_asked: How often the bot asked Discord for a message, while there were searches.
     """
 
     searches: list[Search] = field(default_factory=list)
@@ -97,26 +103,32 @@ class Measured:
     searched_from_s: float = float("nan")
     searched_until_s: float = float("nan")
     done_s: float = float("nan")
+    messages_asked: int = 0
 
-    def took(self, outcome: str, guild: int | None = None) -> list[float]:
+    def took(self, outcome: str, guild: int | None = None, kind: str | None = None) -> list[float]:
         """How long the searches of an outcome took."""
         return [
             one.took_s
             for one in self.searches
-            if one.outcome == outcome and guild in {None, one.guild}
+            if one.outcome == outcome and guild in {None, one.guild} and kind in {None, one.kind}
         ]
+
+    @property
+    def beside_until_s(self) -> float:
+        """Until when there were searches and old posts to be indexed."""
+        return min(self.searched_until_s, self.done_s)
 
 
 async def measure(
     model: Path, *, posts: int, rate: float, seconds: float, seed: int, progress: Progress
 ) -> Measured:
-    """Runs the processes and the load, until the backfill is done.
+    """Runs the processes and the load, until the backfill and the searches are done.
 
     Args:
         model: What is served.
         posts: How many old posts there are.
-        rate: Searches a second.
-        seconds: For how long there are searches at most.
+        rate: Searches a second; every other one for a screenshot.
+        seconds: For how long there are searches.
         seed: What is searched for when.
         progress: Is told.
     """
@@ -182,6 +194,20 @@ def picture(seed: int) -> bytes:
     return file.getvalue()
 
 
+def screenshot(data: bytes, seed: int) -> bytes:
+    """A map as somebody sees it in the game, another file for every seed: cut, darker, a JPEG."""
+    dice = random.Random(seed)
+    left, top = dice.randrange(8), dice.randrange(8)
+    image = (
+        Image.open(io.BytesIO(data))
+        .crop((left, top, 128 - dice.randrange(8), 128))
+        .resize((200, 200))
+    )
+    file = io.BytesIO()
+    ImageEnhance.Brightness(image).enhance(dice.uniform(0.5, 0.9)).save(file, "JPEG")
+    return file.getvalue()
+
+
 class _Load:
     """Everything that goes on at once."""
 
@@ -203,7 +229,7 @@ class _Load:
         self._progress = progress
         self._seen = Measured()
         self._alone = asyncio.Event()
-        self._done = asyncio.Event()
+        self._done = asyncio.Event()  # everything
         self._began_s = 0.0
 
     async def run(self, rate: float, seconds: float) -> Measured:
@@ -213,21 +239,20 @@ class _Load:
             where = 10 * guild
             await self._discord.use("index", "start", {"channel": where}, channel_id=where)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
-            tasks.create_task(self._search(rate, seconds))
+            tasks.create_task(self._check())
             tasks.create_task(self._post())
             tasks.create_task(self._sample())
+            await asyncio.gather(self._watch(), self._search(rate, seconds))
+            self._done.set()
         return self._seen
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
 
     async def _watch(self) -> None:
-        """Ends it all when the backfill is done."""
+        """Counts what is indexed until all of it is."""
         query = "SELECT count(*) FROM sightings WHERE guild_id <> ? AND state = 'indexed'"
         while True:
-            for process in self._processes.values():
-                process.check()
             (((done,),)) = await asyncio.to_thread(self._ask, query, (str(_NEW[0]),))
             self._seen.indexed.append((self._now_s(), done))
             self._progress(
@@ -238,9 +263,16 @@ class _Load:
                 self._alone.set()
             if done >= self._posts:
                 self._seen.done_s = self._now_s()
-                self._done.set()
                 return
             await asyncio.sleep(_SAMPLE_S)
+
+    async def _check(self) -> None:
+        """Ends it all when a process has ended."""
+        number = 0
+        while await self._until(_SAMPLE_S * number):
+            number += 1
+            for process in self._processes.values():
+                process.check()
 
     def _ask(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         db = apsw.Connection(str(self._folder / "queue.db"), flags=apsw.SQLITE_OPEN_READONLY)
@@ -255,7 +287,7 @@ class _Load:
         await self._alone.wait()
         start_s = self._seen.searched_from_s = self._now_s()
         late = self._folder / "lags"
-        before = len(lags(late))
+        before, asked_before = len(lags(late)), self._discord.messages_asked
         dice = random.Random(self._seed)
         old: dict[int, list[dict[str, Any]]] = {guild: [] for guild in SHARES}
         for one in self._discord.messages.values():
@@ -265,33 +297,61 @@ class _Load:
         slots = asyncio.Semaphore(_MOST_SEARCHES_AT_ONCE)
         if rate > 0:
             async with asyncio.TaskGroup() as tasks:
-                for moment in poisson_arrivals(rate, seconds, seed=self._seed):
-                    if not await self._until(start_s + moment):
-                        break
+                for number, moment in enumerate(poisson_arrivals(rate, seconds, seed=self._seed)):
+                    await self._until(start_s + moment)
                     (guild,) = dice.choices([*SHARES], [*SHARES.values()])
-                    message = dice.choice(old[guild])
-                    member = 1000 * guild + dice.randrange(_MEMBERS)
-                    tasks.create_task(self._one(start_s + moment, guild, message, member, slots))
+                    ask = self._asking(
+                        dice.choice(old[guild]),
+                        member=1000 * guild + dice.randrange(_MEMBERS),
+                        screenshot_of=number if number % 2 else None,
+                    )
+                    tasks.create_task(self._one(start_s + moment, guild, ask, slots))
+                    if number % 50 == 0 and not math.isnan(self._seen.done_s):
+                        self._progress(
+                            f"all is indexed, {len(self._seen.searches):,} searches",
+                            moment / seconds,
+                        )
         self._seen.searched_until_s = self._now_s()
+        self._seen.messages_asked = self._discord.messages_asked - asked_before
         self._seen.lags_s = lags(late)[before:]
+
+    def _asking(
+        self, message: dict[str, Any], *, member: int, screenshot_of: int | None
+    ) -> "tuple[str, Callable[[], Awaitable[Answer]]]":
+        """What a member does: looks an old post up, or a screenshot of it by such a seed."""
+        if screenshot_of is None:
+            return "post", partial(self._discord.use_message_command, message, member=member)
+        data = self._discord.files[int(message["attachments"][0]["id"])]
+        return "screenshot", partial(
+            self._discord.use_find,
+            screenshot(data, screenshot_of),
+            member=member,
+            channel_id=int(message["channel_id"]),
+        )
 
     async def _one(
         self,
         moment_s: float,
         guild: int,
-        message: dict[str, Any],
-        member: int,
+        asking: "tuple[str, Callable[[], Awaitable[Answer]]]",
         slots: asyncio.Semaphore,
     ) -> None:
+        kind, ask = asking
         async with slots:
             try:
-                answer = await self._discord.use_message_command(message, member=member)
+                answer = await ask()
             except TimeoutError:
                 outcome = "failed"
             else:
                 outcome = _outcome(answer)
         self._seen.searches.append(
-            Search(moment_s=moment_s, took_s=self._now_s() - moment_s, guild=guild, outcome=outcome)
+            Search(
+                moment_s=moment_s,
+                took_s=self._now_s() - moment_s,
+                guild=guild,
+                kind=kind,
+                outcome=outcome,
+            )
         )
 
     async def _post(self) -> None:

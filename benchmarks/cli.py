@@ -525,8 +525,15 @@ def bot(
     *,
     model: Model = None,
     posts: Annotated[int, typer.Option(min=1, help="Old posts that are indexed.")] = 10_000,
-    rate: Annotated[float, typer.Option(min=0, help="Searches a second beside it.")] = 50.0,
-    seconds: Annotated[float, typer.Option(min=1, help="Most seconds with searches.")] = 420.0,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Searches a second beside it, every other one for a new screenshot."
+        ),
+    ] = 50.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="For how long, in seconds, also when all is indexed.")
+    ] = 420.0,
     seed: Annotated[int, typer.Option(help="Which picture is searched for when.")] = 0,
     json: Json = None,
     plot: Annotated[

@@ -5,10 +5,12 @@ import logging
 import signal
 from collections.abc import Coroutine
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 import disnake
 from disnake.ext import commands
+from disnake.webhook.async_ import async_context
 
 from bot.answering.commands import make_find
 from bot.answering.line import Line
@@ -103,6 +105,8 @@ def make_bot() -> commands.InteractionBot:
     """The Discord client. Call it inside the running loop, which it binds itself to."""
     # Libraries for voice are not missing here: nothing is said.
     disnake.VoiceClient.warn_nacl = disnake.VoiceClient.warn_dave = False
+    # disnake 2.12 keeps a lock for every interaction for ever: 1 kB for each search.
+    async_context.get()._locks = WeakValueDictionary()  # type: ignore[assignment] # noqa: SLF001
     return commands.InteractionBot(
         intents=disnake.Intents(guilds=True, guild_messages=True, message_content=True),
         allowed_mentions=disnake.AllowedMentions.none(),

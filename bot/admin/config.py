@@ -7,13 +7,14 @@ from disnake.ext import commands
 
 from bot.admin import wording as admin_wording
 from bot.admin.preferences import Preferences
-from bot.admin.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.admin.replies import ADMINS, Said, answer
 from bot.answering.visibility import readable_channels
 from bot.archive.port import ImageArchive
 from bot.ingest import access
 from bot.ingest.access import Channel
 from bot.ingest.catchup import CatchUp
 from bot.ingest.queue import Queue
+from bot.interactions import Command, RefusalError
 from inference.client import EmbeddingClient
 
 _MOST_CHANNELS = 10
@@ -63,8 +64,8 @@ class Config(commands.Cog):
         """Watch a channel for new pictures, or no longer."""
 
         async def choose(guild: disnake.Guild) -> str:
-            if on and (lack := access.missing_for_reading(channel)):
-                raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
+            if on:
+                _check(channel, access.missing_for_reading(channel))
             self._preferences.watch(str(guild.id), str(channel.id), on=on)
             self._catch_up.watch_from_now(guild)
             return "" if on else "What is indexed stays: `/forget channel` removes it.\n"
@@ -109,8 +110,7 @@ class Config(commands.Cog):
 
         async def choose(guild: disnake.Guild) -> None:
             if on:
-                if lack := access.missing_for_writing(channel):
-                    raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
+                _check(channel, access.missing_for_writing(channel))
                 model = await self._embedder.model()
                 if model.thresholds is None:
                     raise RefusalError(
@@ -121,6 +121,12 @@ class Config(commands.Cog):
             self._preferences.point_out_reposts(str(guild.id), str(channel.id), on=on)
 
         await self._choose(inter, choose)
+
+
+def _check(channel: Channel, lack: list[str]) -> None:
+    """Refuses a choice for which the bot lacks permissions, and names them."""
+    if lack:
+        raise RefusalError(admin_wording.not_readable({str(channel.id): lack})[0])
 
 
 class Counts(commands.Cog):

@@ -6,13 +6,14 @@ from disnake.ext import commands
 from bot.admin import wording as admin_wording
 from bot.admin.preferences import Preferences
 from bot.admin.progress import ProgressMessages
-from bot.admin.replies import ADMINS, Command, RefusalError, Said, answer
+from bot.admin.replies import ADMINS, Said, answer
 from bot.ingest import access
 from bot.ingest.access import Channel
 from bot.ingest.backfill import Backfill
 from bot.ingest.history import Place, place_of
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
+from bot.interactions import Command, RefusalError
 
 _PAGE = 8
 

@@ -6,12 +6,13 @@ import disnake
 from disnake.ext import commands
 
 from bot.admin.preferences import Preferences
-from bot.admin.replies import Command, Press, RefusalError, Said, answer, is_admin
+from bot.admin.replies import Said, answer, is_admin
 from bot.archive.port import Selection
 from bot.ingest.backfill import Backfill
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
+from bot.interactions import Click, Command, RefusalError
 from bot.pictures import in_channel
 
 _PREFIX = "mapseek:forget"
@@ -168,7 +169,7 @@ class Forget(commands.Cog):
         await answer(inter, make)
 
     @commands.Cog.listener()
-    async def on_button_click(self, inter: Press) -> None:
+    async def on_button_click(self, inter: Click) -> None:
         """Does what was confirmed. Who may do it is asked again: a press can be forged."""
         custom_id = inter.data.custom_id
         if not custom_id.startswith(f"{_PREFIX}:"):
@@ -194,7 +195,7 @@ class Forget(commands.Cog):
         await answer(inter, make)
 
     async def _forget_message(
-        self, inter: Press, guild: disnake.Guild, channel_id: str, message_id: str
+        self, inter: Click, guild: disnake.Guild, channel_id: str, message_id: str
     ) -> Said:
         guild_id = str(guild.id)
         if not is_admin(inter):
@@ -231,7 +232,7 @@ class Forget(commands.Cog):
             ) from error
         return found[0].user_id if found else None
 
-    def _forget_user(self, inter: Press, guild: disnake.Guild, user_id: str) -> Said:
+    def _forget_user(self, inter: Click, guild: disnake.Guild, user_id: str) -> Said:
         self._check_user(inter, user_id)
         self._ingest.delete(Selection(guild_id=str(guild.id), user_id=user_id))
         self._forgotten.posts_of(user_id, guild_id=str(guild.id))
@@ -245,7 +246,7 @@ class Forget(commands.Cog):
             "`/privacy opt-in` takes that back."
         )
 
-    def _forget_channel(self, inter: Press, guild: disnake.Guild, channel_id: str) -> Said:
+    def _forget_channel(self, inter: Click, guild: disnake.Guild, channel_id: str) -> Said:
         if not is_admin(inter):
             raise RefusalError(_ONLY_ADMINS)
         if not channel_id.isdecimal() or guild.get_channel(int(channel_id)) is None:
@@ -263,7 +264,7 @@ class Forget(commands.Cog):
         self._forgotten.posts_in(channel_id, guild_id=guild_id)
         return Said(content=f"<#{channel_id}> is forgotten, and no longer watched.")
 
-    def _check_user(self, inter: Command | Press, user_id: str) -> None:
+    def _check_user(self, inter: Command | Click, user_id: str) -> None:
         if user_id != str(inter.author.id) and not is_admin(inter):
             raise RefusalError(_ONLY_ADMINS)
 

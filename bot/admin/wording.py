@@ -7,7 +7,7 @@ from disnake.utils import escape_markdown
 from bot.admin.preferences import Chosen
 from bot.ingest.backfill import Progress
 from bot.ingest.jobs import State
-from bot.ingest.queue import SetAside
+from bot.ingest.queued import SetAside
 
 _MOST_LINES = 8
 _LONGEST_REASON = 120

@@ -5,19 +5,21 @@ anew for every answer, every page and every share, and is part of the vector que
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import disnake
 from opentelemetry import trace
 
-from bot.admin.replies import RefusalError
 from bot.answering.pages import MOST_PAGES, Pages, Reply
 from bot.answering.questions import Question, Questions
 from bot.answering.visibility import may_write, readable_channels, shareable_channels
+from bot.embedder import Embedder
 from bot.ingest.queue import Queue
+from bot.interactions import RefusalError
 from bot.pictures import Sighting, in_channel
-from inference.client import Embedded, EmbeddingClient
+from inference.client import Embedded, EmbeddingClient, Thresholds
 
 _tracer = trace.get_tracer("mapseek.bot")
 
@@ -46,7 +48,8 @@ class Answers:
 
     Args:
         bot: Asks Discord for messages.
-        client: Embeds what the member asks about.
+        client: Embeds words.
+        embedder: Embeds pictures.
         pages: Finds, checks and shows.
         queue: Knows the threads that are not in Discord's cache.
     """
@@ -56,11 +59,13 @@ class Answers:
         *,
         bot: disnake.Client,
         client: EmbeddingClient,
+        embedder: Embedder,
         pages: Pages,
         queue: Queue,
     ) -> None:
         self._bot = bot
         self._client = client
+        self._embedder = embedder
         self._pages = pages
         self._queue = queue
         self._questions = Questions()
@@ -89,27 +94,38 @@ class Answers:
             FetchError: The picture could not be downloaded.
         """
 
-        async def look() -> tuple[Embedded, bytes | None]:
+        async def look() -> tuple[tuple[Embedded, Thresholds | None], bytes | None]:
             with _tracer.start_as_current_span("mapseek.download"):
                 data = await fetch()
-            return await asyncio.gather(self._client.embed(data), self._pages.small(data))
+            return await asyncio.gather(self._embedded(data), self._pages.small(data))
 
-        readable, (embedded, small), model = await asyncio.gather(
-            self._readable(asker), look(), self._client.model()
+        readable, ((embedded, thresholds), small) = await asyncio.gather(
+            self._readable(asker), look()
         )
         question = Question(
             owner_id=asker.member.id,
             guild_id=asker.guild.id,
             channel_id=asker.channel_id,
             embedded=embedded,
-            # Between two answers the server may have started with another model.
-            thresholds=model.thresholds if model.id == embedded.model_id else None,
+            thresholds=thresholds,
             shown=small,
             spoiler=spoiler,
             asked=asked,
             choices=tuple(choices),
         )
         return await self._pages.page(self._questions.keep(question), question, 0, readable)
+
+    async def _embedded(self, data: bytes) -> tuple[Embedded, Thresholds | None]:
+        """A picture's vector, and what scores mean."""
+        model = await self._embedder.model()
+        embedded = await self._embedder.embed(
+            data,
+            content_hash=hashlib.sha256(data).hexdigest(),
+            model_id=model.id,
+            lane="interactive",
+        )
+        # Meanwhile the server may have started with another model.
+        return embedded, model.thresholds if model.id == embedded.model_id else None
 
     async def about_words(self, words: str, asker: Asker) -> Reply:
         """The pictures that words describe best.

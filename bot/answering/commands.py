@@ -14,18 +14,19 @@ from disnake.interactions.application_command import (
     MessageCommandInteraction,
 )
 
-from bot.admin.replies import RefusalError
 from bot.answering.answers import Answers, Asker
-from bot.answering.delivery import Click, Delivery
+from bot.answering.delivery import Delivery
 from bot.answering.hits import Checker
 from bot.answering.limits import Limits
 from bot.answering.line import Line
 from bot.answering.pages import Pages, Reply
 from bot.answering.questions import Action, Press, is_ours, press_of
 from bot.archive.port import ImageArchive
+from bot.embedder import Embedder
 from bot.fetch import Fetcher
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
+from bot.interactions import Click, RefusalError
 from bot.pictures import Sighting, in_message, in_option
 from bot.settings import BotSettings, UrlSearch
 from inference.client import EmbeddingClient
@@ -203,7 +204,13 @@ def make_find(
         per_member=settings.searches_per_member, per_guild=settings.searches_per_guild, line=line
     )
     return Find(
-        answers=Answers(bot=bot, client=client, pages=pages, queue=queue),
+        answers=Answers(
+            bot=bot,
+            client=client,
+            embedder=Embedder(client, archive),
+            pages=pages,
+            queue=queue,
+        ),
         fetcher=fetcher,
         delivery=Delivery(limits),
         url_search=settings.url_search,

@@ -13,36 +13,26 @@ from typing import Any
 
 import aiohttp
 import disnake
-from disnake.ext import commands
-from disnake.interactions.application_command import ApplicationCommandInteraction
 from disnake.interactions.message import MessageInteraction
 from disnake.ui import ActionRow, Button
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
 
-from bot.admin.replies import STARTING, RefusalError
 from bot.answering.answers import Asker
 from bot.answering.limits import Limits
 from bot.answering.line import BusyError
 from bot.answering.pages import Reply
-from bot.answering.wording import explain
-from bot.archive.port import ArchiveError
-from bot.fetch import FetchError
-from inference import telemetry
-from inference.errors import EmbeddingError
+from bot.interactions import Click, Command, RefusalError, in_words, traced, who_asks
 
 # Nobody looks at an answer that comes later than this.
 _PATIENCE_S = 20.0
 
 _log = logging.getLogger("mapseek.bot")
-_tracer = trace.get_tracer("mapseek.bot")
 _duration = metrics.get_meter("mapseek.bot").create_histogram(
     "mapseek.search.duration",
     unit="s",
     description="Time from a member's command or click to the answer, by what was asked and came.",
 )
 
-Command = ApplicationCommandInteraction[commands.InteractionBot]
-Click = MessageInteraction[commands.InteractionBot]
 Make = Callable[[Asker], Awaitable[Reply]]
 Share = Callable[[Asker, Callable[[Reply], Awaitable[None]]], Awaitable[None]]
 
@@ -118,12 +108,8 @@ class Delivery:
         *,
         ephemeral: bool = False,
     ) -> None:
-        reference, began_s = str(inter.id), time.perf_counter()
-        attributes = {"mapseek.interaction_id": reference, "mapseek.asked": kind}
-        with (
-            telemetry.correlate(reference),
-            _tracer.start_as_current_span("mapseek.interaction", attributes=attributes),
-        ):
+        began_s = time.perf_counter()
+        with traced(inter, asked=kind) as reference:
             outcome = await self._outcome(inter, act, say, reference, ephemeral=ephemeral)
             took_s = time.perf_counter() - began_s
             _duration.record(took_s, {"asked": kind, "outcome": outcome})
@@ -143,9 +129,8 @@ class Delivery:
                 asker = _asker(inter)
                 self._admit(asker)
             except (RefusalError, BusyError) as error:  # told at once, in one call
-                outcome, words = _no(error, reference)
-                await inter.response.send_message(words, ephemeral=True)
-                return outcome
+                await inter.response.send_message(in_words(error, reference), ephemeral=True)
+                return _outcome_of(error)
             if isinstance(inter, MessageInteraction):
                 await inter.response.defer()
             else:
@@ -159,14 +144,8 @@ class Delivery:
                 asyncio.timeout(_PATIENCE_S),
             ):
                 return await act(asker)
-        except (RefusalError, BusyError) as error:
-            outcome, words = _no(error, reference)
-        except (EmbeddingError, ArchiveError, FetchError, TimeoutError) as error:
-            _log.warning("A search failed: %s", str(error) or "it took too long")
-            outcome, words = "failed", explain(error, reference)
         except Exception as error:  # noqa: BLE001 (a member must never be left without an answer)
-            _log.exception("A search failed.")
-            outcome, words = "failed", explain(error, reference)
+            outcome, words = _outcome_of(error), in_words(error, reference)
         # Nobody else listens where Discord does not.
         with suppress(disnake.HTTPException, aiohttp.ClientError, OSError):
             await say(words)
@@ -178,18 +157,15 @@ class Delivery:
             raise RefusalError(wait)
 
 
-def _no(error: RefusalError | BusyError, reference: str) -> tuple[str, str]:
-    """How a search that was not done is counted, and what is said to the member."""
+def _outcome_of(error: Exception) -> str:
+    """How a search that was not answered is counted."""
     if isinstance(error, BusyError):
-        return "busy", explain(error, reference)
-    return "refused", str(error)
+        return "busy"
+    return "refused" if isinstance(error, RefusalError) else "failed"
 
 
 def _asker(inter: Command | Click) -> Asker:
-    # Commands arrive before the guilds do, after a start.
-    guild, member = inter.guild, inter.author
-    if guild is None or guild.unavailable or not isinstance(member, disnake.Member):
-        raise RefusalError(STARTING)
+    guild, member = who_asks(inter)
     return Asker(guild=guild, member=member, channel_id=inter.channel_id)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import aiohttp
 import disnake
 from opentelemetry import trace
-from PIL import Image
 
 from bot.answering.confirmed import Confirmed
 from bot.answering.thumbnails import Thumbnails
@@ -31,13 +30,13 @@ class Hit:
     Attributes:
         match: What was found.
         now: The picture as Discord has it now; None where Discord did not tell.
-        shown: It in the box of a sheet; None where it cannot be drawn.
+        shown: It as a small encoded file; None where it cannot be drawn.
         missing: Whether it could not be fetched, or must not be shown.
     """
 
     match: Match
     now: Sighting | None
-    shown: Image.Image | None = None
+    shown: bytes | None = None
     missing: bool = True
 
     @property

@@ -1,28 +1,28 @@
 """Who is answered next where more is asked than this machine can answer.
 
-So many searches run at once, and few wait: no more than can be answered within a moment at the pace
-of late. Whoever comes on top is told at once, instead of everybody waiting for long. Guilds take
-turns, and so do the members of a guild; where the line is full, a guild that waits for less than
-another takes the place of that one's latest.
+An answer is due within two seconds. How many run at once follows the pace of late (`pace`), and so
+does how many wait: no more than are answered in time. Whoever comes on top is told at once, instead
+of everybody waiting for long. Guilds take turns, and so do the members of a guild; where the line
+is full, a guild that has less here than another takes the place of that one's latest.
 """
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-# Many, since most of an answer is waiting for Discord; of a member few, should its links be slow.
-_AT_ONCE = 16
-_GUILD_AT_ONCE = 12
+from bot.answering.pace import Pace
+
+_DUE_S = 2.0
+# Of a guild that asks for most, others go before its latest, and no two searches are alike.
+_PLANNED = 0.6
+# Of those who run at once, a guild may have this share, and a member few: his links may be slow.
+_GUILD_SHARE = 0.75
 _MEMBER_AT_ONCE = 2
-_LONGEST_WAIT_S = 0.8
-# Nobody waits in a longer line, however quick it seems to be.
+# Whatever the pace, one may wait for so many that run; and never more than the other.
+_LEAST_WAITING = 4
 _MOST_WAITING = 128
-# How much the latest answer says about the pace.
-_WEIGHT = 0.1
-_FIRST_GUESS_S = 0.1
 
 
 class BusyError(Exception):
@@ -42,33 +42,33 @@ class Line:
     """Lets so many run at once, in fair turns.
 
     Args:
-        at_once: How many run in all.
-        guild_at_once: How many of one guild.
+        pace: How many run at once, and how fast they are answered.
         member_at_once: How many of one member.
-        longest_wait_s: The line is full when who comes last would wait for longer, in seconds.
-        clock: The time, in seconds.
+        guild_share: Which share of those who run one guild may have.
+        due_s: When an answer is due, in seconds after it was asked for.
+        planned: The line is full when who comes last would be answered, by the pace, after this
+            share of that time.
     """
 
     def __init__(
         self,
+        pace: Pace | None = None,
         *,
-        at_once: int = _AT_ONCE,
-        guild_at_once: int = _GUILD_AT_ONCE,
         member_at_once: int = _MEMBER_AT_ONCE,
-        longest_wait_s: float = _LONGEST_WAIT_S,
-        clock: Callable[[], float] = time.monotonic,
+        guild_share: float = _GUILD_SHARE,
+        due_s: float = _DUE_S,
+        planned: float = _PLANNED,
     ) -> None:
-        self._at_once = at_once
-        self._guild_at_once = guild_at_once
+        self._pace = pace or Pace()
         self._member_at_once = member_at_once
-        self._longest_wait_s = longest_wait_s
-        self._clock = clock
-        self._answer_s = _FIRST_GUESS_S
+        self._guild_share = guild_share
+        self._due_s = due_s
+        self._planned_s = planned * due_s
         # Guilds in turn; within each, who waits in the order of coming.
         self._waiting: dict[int, list[_Waiting]] = {}
         self._running: list[_Waiting] = []
-        self._nobody_waits = asyncio.Event()
-        self._nobody_waits.set()
+        self._at_ease = asyncio.Event()
+        self._at_ease.set()
 
     @property
     def waiting(self) -> int:
@@ -85,27 +85,41 @@ class Line:
         return self._is_full() and self._displaced_by(member_id, guild_id) is None
 
     async def give_way(self, longest_s: float) -> None:
-        """Waits until nobody waits, or for so many seconds: for work that can be done later."""
+        """Waits while there is a crowd, for so many seconds at most: for what can be done later."""
         with suppress(TimeoutError):
             async with asyncio.timeout(longest_s):
-                await self._nobody_waits.wait()
+                await self._at_ease.wait()
 
     @asynccontextmanager
     async def turn(self, *, member_id: int, guild_id: int) -> AsyncIterator[None]:
         """Waits for a turn, and gives it back.
 
         Raises:
-            BusyError: There is no place, or somebody of another guild has taken it.
+            BusyError: There is no place, or somebody of another guild has taken it, or the turn
+                did not come in time.
         """
         one = self._join(member_id, guild_id)
         try:
-            await one.called
-            began_s = self._clock()
-            yield
-            took_s = self._clock() - began_s
-            self._answer_s += _WEIGHT * (took_s - self._answer_s)
-        finally:
+            await self._called(one)
+        except BaseException:
             self._leave(one)
+            raise
+        began, answered = self._pace.begin(), False
+        try:
+            yield
+            answered = True
+        finally:
+            self._pace.end(began, answered=answered, more_wait=bool(self._waiting))
+            self._leave(one)
+
+    async def _called(self, one: _Waiting) -> None:
+        # At least half of the time is for waiting: where searches are slow, late is better.
+        patience_s = self._due_s - min(self._pace.took_s, self._due_s / 2)
+        try:
+            async with asyncio.timeout(patience_s):
+                await one.called
+        except TimeoutError:
+            raise BusyError from None
 
     def _join(self, member_id: int, guild_id: int) -> _Waiting:
         if self._is_full():
@@ -117,24 +131,28 @@ class Line:
                 displaced.called.set_exception(BusyError())
         one = _Waiting(guild_id=guild_id, member_id=member_id)
         self._waiting.setdefault(guild_id, []).append(one)
-        self._nobody_waits.clear()
         self._call()
         return one
 
     def _is_full(self) -> bool:
-        if len(self._running) < self._at_once and not self._waiting:
+        at_once = self._pace.at_once
+        if len(self._running) < at_once and not self._waiting:
             return False
-        room = int(self._longest_wait_s * self._at_once / max(self._answer_s, 1e-3))
-        return self.waiting >= min(max(room, self._at_once // 2), _MOST_WAITING)
+        room = self._pace.within(self._planned_s)
+        return self.waiting >= min(max(room, at_once // _LEAST_WAITING), _MOST_WAITING)
 
     def _displaced_by(self, member_id: int, guild_id: int) -> _Waiting | None:
-        """Whose place a member may take: the latest of whoever waits for clearly more."""
+        """Whose place a member may take: the latest of whoever has clearly more here."""
+        most = max(self._waiting, key=self._presence, default=guild_id)
+        if self._presence(most) > self._presence(guild_id) + 1:
+            return _greediest(self._waiting[most])[0]
         own = self._waiting.get(guild_id, [])
-        longest = max(self._waiting.values(), key=len, default=[])
-        if len(longest) > len(own) + 1:
-            return _greediest(longest)[0]
-        latest, most = _greediest(own)
-        return latest if most > sum(one.member_id == member_id for one in own) + 1 else None
+        latest, count = _greediest(own)
+        return latest if count > sum(one.member_id == member_id for one in own) + 1 else None
+
+    def _presence(self, guild_id: int) -> int:
+        """How many of a guild run and wait."""
+        return len(self._waiting.get(guild_id, ())) + self._runs_of(guild_id)
 
     def _leave(self, one: _Waiting) -> None:
         if one in self._running:
@@ -149,12 +167,10 @@ class Line:
             line.remove(one)
             if not line:
                 del self._waiting[one.guild_id]
-        if not self._waiting:
-            self._nobody_waits.set()
 
     def _call(self) -> None:
         """Lets run who may."""
-        while len(self._running) < self._at_once and (one := self._next()) is not None:
+        while len(self._running) < self._pace.at_once and (one := self._next()) is not None:
             self._remove(one)
             # Its guild comes after the others.
             if rest := self._waiting.pop(one.guild_id, None):
@@ -162,10 +178,15 @@ class Line:
             self._running.append(one)
             if not one.called.done():  # else it was given up, and is leaving
                 one.called.set_result(None)
+        if self._waiting or len(self._running) > self._pace.least:
+            self._at_ease.clear()
+        else:
+            self._at_ease.set()
 
     def _next(self) -> _Waiting | None:
+        most_of_guild = max(1, int(self._pace.at_once * self._guild_share))
         for guild_id, line in self._waiting.items():
-            if sum(one.guild_id == guild_id for one in self._running) >= self._guild_at_once:
+            if self._runs_of(guild_id) >= most_of_guild:
                 continue
             runs = {one.member_id: self._runs(one.member_id) for one in line}
             # Of a guild's members, who has least running; of these, who came first.
@@ -173,6 +194,9 @@ class Line:
             if runs[first.member_id] < self._member_at_once:
                 return first
         return None
+
+    def _runs_of(self, guild_id: int) -> int:
+        return sum(one.guild_id == guild_id for one in self._running)
 
     def _runs(self, member_id: int) -> int:
         return sum(one.member_id == member_id for one in self._running)

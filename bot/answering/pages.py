@@ -19,7 +19,7 @@ from bot.answering.wording import (
 )
 from bot.archive.port import ImageArchive, Match, PictureKey
 from bot.search import Scope, Verdict, judge, nearest
-from bot.sheet import UNDRAWABLE, Tile, draw_reply, draw_small
+from bot.sheet import UNDRAWABLE, Tile, draw_reply, keepable
 
 MOST_PAGES = 20
 # How long a page looks further when what was found turned out to be deleted.
@@ -63,9 +63,9 @@ class Pages:
         self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
 
     async def small(self, data: bytes) -> bytes | None:
-        """What is kept of a picture for the sheets, a PNG; None where it cannot be drawn."""
+        """What is kept of a picture for the sheets; None where it cannot be drawn."""
         async with self._drawing:
-            return await draw_small(data)
+            return await keepable(data)
 
     async def page(
         self, token: str, question: Question, page: int, readable: frozenset[str]
@@ -183,7 +183,7 @@ class Pages:
             drawn = await draw_reply(question.shown, tiles, first=first, own=shared_by is None)
         sheet = disnake.File(
             io.BytesIO(drawn),
-            "maps.png",
+            "maps.jpg",
             spoiler=question.spoiler,
             description="What was asked about, beside the maps that were found.",
         )

@@ -21,8 +21,9 @@ _PREFIX = "mapseek:find"
 _CUSTOM_ID = re.compile(
     rf"{_PREFIX}:(pick|page|share|remove):([A-Za-z0-9_-]{{1,32}})(?::([0-9]{{1,3}}))?"
 )
-# A question holds a vector and a small picture: some 50 kB.
+# A question holds a vector of 2 kB and a small picture: some 10 kB, of noise 100 kB.
 _MOST_QUESTIONS = 1_000
+_MOST_BYTES = 16 * 1024 * 1024
 _MOST_OF_A_GUILD = 200
 _LIFE_S = 1_800.0
 
@@ -38,8 +39,7 @@ class Question:
         embedded: The question's vector.
         thresholds: What scores mean; None where that was not measured, and for words.
         spoiler: Whether the picture itself must stay hidden.
-        shown: A small picture of it (a PNG) for the sheet, None where it cannot be drawn; or the
-            words.
+        shown: A small file of it for the sheet, None where it cannot be drawn; or the words.
         asked: The picture as it stands in a message; None for words and uploads.
         choices: All pictures of that message.
         pages: The pictures on every page that was shown.
@@ -105,6 +105,7 @@ class Questions:
 
     Args:
         most: How many.
+        most_bytes: How much of what is shown of them.
         most_of_a_guild: How many of one guild, so that it does not push out the others'.
         life_s: How long, in seconds.
         clock: The time, in seconds.
@@ -114,37 +115,56 @@ class Questions:
         self,
         *,
         most: int = _MOST_QUESTIONS,
+        most_bytes: int = _MOST_BYTES,
         most_of_a_guild: int = _MOST_OF_A_GUILD,
         life_s: float = _LIFE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._most_of_a_guild = most_of_a_guild
         self._life_s = life_s
         self._clock = clock
         self._kept: OrderedDict[str, tuple[float, Question]] = OrderedDict()
+        # Their tokens by guild, the longest unused first as well.
+        self._of_guild: dict[int, OrderedDict[str, None]] = {}
 
     def keep(self, question: Question) -> str:
         """Keeps a question and returns the token that it is found by."""
         token = secrets.token_urlsafe(12)
-        self._kept[token] = (self._clock() + self._life_s, question)
-        self._forget(question.guild_id)
+        self._put(token, question)
+        while (
+            next(iter(self._kept.values()))[0] < self._clock()
+            or len(self._kept) > self._most
+            or self._bytes > self._most_bytes
+        ):
+            self._take(next(iter(self._kept)))
+        of_guild = self._of_guild[question.guild_id]
+        while len(of_guild) > self._most_of_a_guild:
+            self._take(next(iter(of_guild)))
         return token
 
     def recall(self, token: str) -> Question | None:
         """The question of a token; None if it is unknown, or forgotten by now."""
-        ends_at_s, question = self._kept.pop(token, (0.0, None))
-        if question is None or ends_at_s < self._clock():
+        if token not in self._kept:
             return None
-        self._kept[token] = (self._clock() + self._life_s, question)
+        ends_at_s, question = self._take(token)
+        if ends_at_s < self._clock():
+            return None
+        self._put(token, question)
         return question
 
-    def _forget(self, guild_id: int) -> None:
-        """Drops what is over and what is too much; the longest unused stand first."""
-        while next(iter(self._kept.values()))[0] < self._clock():
-            self._kept.popitem(last=False)
-        of_guild = [token for token, (_, one) in self._kept.items() if one.guild_id == guild_id]
-        for token in of_guild[: max(0, len(of_guild) - self._most_of_a_guild)]:
-            del self._kept[token]
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+    def _put(self, token: str, question: Question) -> None:
+        self._kept[token] = (self._clock() + self._life_s, question)
+        self._bytes += len(question.shown or b"")
+        self._of_guild.setdefault(question.guild_id, OrderedDict())[token] = None
+
+    def _take(self, token: str) -> tuple[float, Question]:
+        ends_at_s, question = self._kept.pop(token)
+        self._bytes -= len(question.shown or b"")
+        of_guild = self._of_guild[question.guild_id]
+        del of_guild[token]
+        if not of_guild:
+            del self._of_guild[question.guild_id]
+        return ends_at_s, question

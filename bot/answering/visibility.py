@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 import aiohttp
 import disnake
 
-from bot.ingest.queue import KnownThread
+from bot.ingest.queued import KnownThread
 
 # Membership of a private thread costs a call to Discord each; the newest go first.
 _MOST_PRIVATE_THREADS = 20

@@ -128,7 +128,7 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
             connection.enable_load_extension(False)
             # Checked before anything is changed in a file that may not be ours.
             version = _version(connection, path)
-            _write_ahead(connection, busy_timeout_s)
+            write_ahead(connection, busy_timeout_s)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
@@ -140,8 +140,12 @@ def connect(path: Path, *, create: bool, busy_timeout_s: float) -> apsw.Connecti
         return connection
 
 
-def _write_ahead(connection: apsw.Connection, patience_s: float) -> None:
-    """Turns the write-ahead log on. SQLite itself does not wait for others who do so, too."""
+def write_ahead(connection: apsw.Connection, patience_s: float) -> None:
+    """Turns the write-ahead log on. SQLite itself does not wait for others who do so, too.
+
+    Raises:
+        apsw.BusyError: They were not done in time.
+    """
     deadline_s = time.monotonic() + patience_s
     while True:
         try:

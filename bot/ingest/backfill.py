@@ -20,7 +20,8 @@ from bot.ingest.forgotten import Forgotten, now_id
 from bot.ingest.history import HistoryError, NoAccessError, NoChannelError, Place
 from bot.ingest.jobs import Job, Jobs, State
 from bot.ingest.pause import Pause
-from bot.ingest.queue import Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
 from bot.ingest.worker import Ingest
 
 _log = logging.getLogger("mapseek.bot")

@@ -17,7 +17,8 @@ from bot.ingest.forgotten import now_id
 from bot.ingest.history import HistoryError, NoAccessError, NoChannelError, Place
 from bot.ingest.pause import Pause
 from bot.ingest.positions import Positions
-from bot.ingest.queue import Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
 from bot.ingest.reconcile import reconcile
 from bot.ingest.worker import Ingest
 

@@ -7,15 +7,15 @@ thread belongs to. See `bot.ingest.state` for the file.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from enum import IntEnum
-from itertools import chain, zip_longest
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bot.archive.port import PictureKey, Selection
+from bot.ingest.queued import Depth, KnownThread, Lane, Queued, SetAside
 from bot.ingest.state import OF_A_GUILD, open_state
+from bot.ingest.turns import Turns
 from bot.pictures import Sighting
 
 # How each field of a Selection is said in SQL; sets travel as JSON lists.
@@ -42,78 +42,6 @@ ON CONFLICT DO UPDATE SET
     state = iif(state = 'indexed', 'waiting', state)
 """
 
-# Of a full batch, one in so many places is kept for old posts: they are never starved.
-_SHARE_OF_BACKFILL = 8
-
-
-class Lane(IntEnum):
-    """What goes first."""
-
-    LIVE = 0
-    BACKFILL = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queued:
-    """A picture that waits to be indexed.
-
-    Attributes:
-        sighting: What was seen.
-        attempts: How often it has failed so far.
-        lane: What it goes with.
-        anew: Whether to index it although the archive may have it: what is said of it has changed.
-    """
-
-    sighting: Sighting
-    attempts: int
-    lane: Lane = Lane.LIVE
-    anew: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAside:
-    """A picture that could not be indexed.
-
-    Attributes:
-        sighting: What was seen.
-        reason: Why, in one sentence.
-    """
-
-    sighting: Sighting
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownThread:
-    """A thread that pictures were seen in, whether it is archived by now or not.
-
-    Attributes:
-        thread_id: The thread.
-        parent_id: The channel it belongs to.
-        private: Whether only its members may read it.
-    """
-
-    thread_id: str
-    parent_id: str
-    private: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
-    """How much lies in the queue.
-
-    Attributes:
-        waiting: Pictures to be indexed.
-        backfill: Those of them that are old posts.
-        set_aside: Pictures that failed for good.
-        deletions: Deletions to be carried out.
-    """
-
-    waiting: int
-    set_aside: int
-    deletions: int
-    backfill: int = 0
-
 
 class Queue:
     """The queue in one SQLite file. A context manager; times are seconds since the epoch."""
@@ -125,7 +53,7 @@ class Queue:
             StateError: It cannot be used.
         """
         self.db = open_state(path)
-        self._last_guild = dict.fromkeys(Lane, "")
+        self._turns = Turns(self.db)
 
     def add(self, sightings: Iterable[Sighting], *, now_s: float, lane: Lane = Lane.LIVE) -> None:
         """Writes down what was seen. A picture that waits already keeps its place.
@@ -161,58 +89,8 @@ class Queue:
                     )
 
     def due(self, *, now_s: float, limit: int) -> list[Queued]:
-        """The pictures to work on now: new posts first, the guilds in turn. They stay until `done`.
-
-        Within a guild it is the longest due that comes first.
-        """
-        live = self._in_turn(Lane.LIVE, now_s, limit)
-        room = max(limit - len(live), limit // _SHARE_OF_BACKFILL)
-        old = self._in_turn(Lane.BACKFILL, now_s, room)
-        return live[: limit - len(old)] + old
-
-    def _in_turn(self, lane: Lane, now_s: float, limit: int) -> list[Queued]:
-        guilds = self._guilds(lane)
-        # Who was served last comes last, also where there are more guilds than places.
-        last = self._last_guild[lane]
-        guilds = [one for one in guilds if one > last] + [one for one in guilds if one <= last]
-        lines = [self._line(lane, guild_id, now_s, limit) for guild_id in guilds]
-        turns = chain.from_iterable(zip_longest(*lines))
-        chosen = [item for item in turns if item is not None][:limit]
-        if chosen:
-            self._last_guild[lane] = chosen[-1].sighting.guild_id
-        return chosen
-
-    def _guilds(self, lane: Lane) -> list[str]:
-        """The guilds that have something in a lane, found by jumping along the index."""
-        found: list[str] = []
-        condition = ""
-        while True:
-            values = (int(lane), *found[-1:])
-            guild_id = self._one(
-                "SELECT guild_id FROM sightings WHERE state = 'waiting' AND lane = ? "  # noqa: S608 (constants)
-                f"{condition} ORDER BY guild_id LIMIT 1",
-                values,
-            )
-            if guild_id is None:
-                return found
-            found.append(guild_id)
-            condition = "AND guild_id > ?"
-
-    def _line(self, lane: Lane, guild_id: str, now_s: float, limit: int) -> list[Queued]:
-        rows = self.db.execute(
-            "SELECT body, attempts, anew FROM sightings WHERE state = 'waiting' AND lane = ?"
-            " AND guild_id = ? AND due_at_s <= ? ORDER BY due_at_s, rowid LIMIT ?",
-            (int(lane), guild_id, now_s, limit),
-        )
-        return [
-            Queued(
-                sighting=Sighting(**json.loads(body)),
-                attempts=attempts,
-                lane=lane,
-                anew=bool(anew),
-            )
-            for body, attempts, anew in rows
-        ]
+        """The pictures to work on now, see `Turns`. They stay until `done`."""
+        return self._turns.due(now_s=now_s, limit=limit)
 
     def next_due_at_s(self) -> float | None:
         """When the next picture falls due; None if none waits."""

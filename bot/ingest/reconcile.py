@@ -14,7 +14,8 @@ import disnake
 from bot.archive.port import Selection
 from bot.ingest import access, history
 from bot.ingest.history import NoAccessError, NoChannelError, Place
-from bot.ingest.queue import Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
 from bot.ingest.worker import Ingest
 
 _log = logging.getLogger("mapseek.bot")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import apsw
 
+from bot.archive.database import immediate, write_ahead
+
 _SCHEMA = """
 CREATE TABLE sightings (
     message_id TEXT NOT NULL,
@@ -107,6 +109,9 @@ DROP TABLE deletions_1;
 DROP TABLE threads_1;
 """  # noqa: S608 (constants)
 
+# How long to wait for others who have the file open.
+_PATIENCE_S = 5.0
+
 # Every table that holds something about a guild, but for what people want to be forgotten: the bot
 # may be invited again.
 OF_A_GUILD = (
@@ -145,10 +150,11 @@ def open_state(path: Path) -> apsw.Connection:
 
 def _prepare(db: apsw.Connection, path: Path) -> None:
     try:
-        db.set_busy_timeout(5_000)
+        db.set_busy_timeout(int(1000 * _PATIENCE_S))
+        write_ahead(db, _PATIENCE_S)
         # Committed means on disk, past a power cut: posts are rare and commits are small.
-        db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
-        with db:
+        db.execute("PRAGMA synchronous = FULL")
+        with immediate(db):
             ((version,),) = db.execute("PRAGMA user_version")
             if version == 0:
                 db.execute(_SCHEMA)

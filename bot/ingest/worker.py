@@ -8,13 +8,10 @@ every write that it could have crossed, and before every later one.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import datetime
-from typing import NoReturn
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, NoReturn
 
 from opentelemetry import metrics, trace
 
@@ -23,45 +20,27 @@ from bot.archive.port import (
     EntriesRefusedError,
     Entry,
     ImageArchive,
-    Picture,
     PictureKey,
     Selection,
-    Vector,
 )
-from bot.fetch import Fetcher, FetchError, GoneError, RefusedError
+from bot.embedder import Embedder
+from bot.fetch import Fetcher
 from bot.ingest.crossing import Crossing, Told
+from bot.ingest.entries import OUTAGES, Entries, name_of, pictures
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.pause import Pause
-from bot.ingest.queue import Lane, Queue, Queued
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane, Queued
 from bot.pictures import Sighting
-from inference import telemetry
 from inference.client import EmbeddingClient
-from inference.errors import (
-    DeadlineError,
-    EmbeddingError,
-    InvalidInputError,
-    OverloadedError,
-    UnauthenticatedError,
-    UnavailableError,
-)
 
 _log = logging.getLogger("mapseek.bot")
 _tracer = trace.get_tracer("mapseek.bot")
-_meter = metrics.get_meter("mapseek.bot")
-_depth = _meter.create_gauge(
+_depth = metrics.get_meter("mapseek.bot").create_gauge(
     "mapseek.ingest.depth", description="What lies in the durable queue, by state."
 )
-_pictures = _meter.create_counter(
-    "mapseek.ingest.pictures", description="Pictures worked on, by outcome."
-)
-
-# The whole of the work waits for these, and no picture is blamed.
-_OUTAGES = (UnavailableError, OverloadedError, DeadlineError, UnauthenticatedError, ArchiveError)
 
 _BATCH = 16
-_ATTEMPTS = 8
-_FIRST_RETRY_S = 5.0
-_LAST_RETRY_S = 3600.0
 # While members wait, old posts pause for so many times the length of their last batch: a quarter of
 # the time stays theirs.
 _GIVEN_WAY = 3.0
@@ -100,17 +79,22 @@ class Ingest:
         self._forgotten = Forgotten(queue.db)
         self._archive = archive
         self._client = client
-        self._fetcher = fetcher
-        self._refresh = refresh
+        self._entries = Entries(
+            queue=queue,
+            embedder=Embedder(client, archive),
+            fetcher=fetcher,
+            refresh=refresh,
+            clock=clock,
+        )
         self._indexed = indexed
         self._give_way = give_way
         self._clock = clock
         self._writing = asyncio.Lock()
         self._added = asyncio.Event()
+        self._posted = asyncio.Event()
         self._deleted = asyncio.Event()
         self._worked = asyncio.Event()
         self._told: set[Told] = set()
-        self._under_way: dict[str, asyncio.Task[tuple[str, Vector]]] = {}
 
     def add(self, sightings: Sequence[Sighting], *, lane: Lane = Lane.LIVE) -> None:
         """Writes down what was seen; it is on disk when this returns.
@@ -121,6 +105,8 @@ class Ingest:
         if wanted:
             self._queue.add(wanted, now_s=self._clock(), lane=lane)
             self._added.set()
+            if lane is Lane.LIVE:
+                self._posted.set()
 
     def retry_set_aside(self, guild_id: str) -> int:
         """Tries again what was given up of a guild, and says how much that is."""
@@ -180,7 +166,7 @@ class Ingest:
             self._added.clear()
             try:
                 worked = await self._turn()
-            except _OUTAGES as error:
+            except OUTAGES as error:
                 await pause.wait(error)
                 continue
             finally:
@@ -218,6 +204,7 @@ class Ingest:
         if not batch:
             return False
         began_s = time.monotonic()
+        self._posted.clear()
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
@@ -230,7 +217,7 @@ class Ingest:
             self._queue.done(item.sighting for item in batch if item.sighting.key in stored)
             todo = [item for item in batch if item.sighting.key not in stored]
             results = await asyncio.gather(
-                *(self._entry(item, model.id) for item in todo), return_exceptions=True
+                *(self._entries.of(item, model.id) for item in todo), return_exceptions=True
             )
             await self._store(
                 [
@@ -243,7 +230,11 @@ class Ingest:
                 if isinstance(result, BaseException):
                     raise result
         if self._give_way and all(item.lane is Lane.BACKFILL for item in batch):
-            await self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
+            giving = asyncio.ensure_future(
+                self._give_way(_GIVEN_WAY * (time.monotonic() - began_s))
+            )
+            posted = asyncio.ensure_future(self._posted.wait())
+            await _first_of(giving, posted)
         return True
 
     async def _store(self, work: Sequence[tuple[Queued, Entry]]) -> None:
@@ -261,11 +252,11 @@ class Ingest:
             for item, _ in work:
                 if item.sighting.key in refused:
                     reason = refused[item.sighting.key]
-                    self._give_up(item, f"The archive refuses it: {reason}")
+                    self._entries.give_up(item, f"The archive refuses it: {reason}")
             work = [(item, entry) for item, entry in work if item.sighting.key not in refused]
             await self._forget_file_names([item.sighting for item, _ in work])
             self._queue.done(item.sighting for item, _ in work)
-            _pictures.add(len(work), {"outcome": "indexed"})
+            pictures.add(len(work), {"outcome": "indexed"})
         for item, _ in work:
             _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
         self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
@@ -286,81 +277,6 @@ class Ingest:
             await self._archive.delete(selection)
             self._queue.deletion_done(number)
 
-    async def _entry(self, item: Queued, model_id: str) -> Entry | None:
-        """Fetches and embeds one picture; a failure of its own is noted in the queue."""
-        with (
-            telemetry.correlate(name_of(item)),
-            _tracer.start_as_current_span(
-                "mapseek.picture",
-                attributes={"mapseek.picture": name_of(item), "lane": item.lane.name.lower()},
-            ),
-        ):
-            return await self._entry_of(item, model_id)
-
-    async def _entry_of(self, item: Queued, model_id: str) -> Entry | None:
-        key = item.sighting.key
-        try:
-            found = await self._fetch(item.sighting)
-            if found is None:
-                self._queue.drop([key])
-                _pictures.add(1, {"outcome": "gone"})
-                return None
-            sighting, data = found
-            picture = _picture(sighting, data)
-            model_id, vector = await self._vector(data, picture.content_hash, model_id)
-            return Entry(picture=picture, model_id=model_id, embedding=vector)
-        except _OUTAGES:
-            raise
-        except (RefusedError, InvalidInputError) as error:
-            self._give_up(item, str(error))
-        except (FetchError, EmbeddingError) as error:
-            self._put_off(item, str(error))
-        except Exception:  # noqa: BLE001 (one picture must never stop the others)
-            _log.exception("Picture %s of message %s failed.", key.attachment_id, key.message_id)
-            self._put_off(item, "mapseek failed on this picture; the cause is in its log.")
-        return None
-
-    async def _vector(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
-        """The model and its vector of some bytes, which are embedded once wherever they come up."""
-        task = self._under_way.get(content_hash)
-        if task is None:
-            task = asyncio.create_task(self._embedded(data, content_hash, model_id))
-            self._under_way[content_hash] = task
-            task.add_done_callback(lambda _: self._under_way.pop(content_hash, None))
-        return await task
-
-    async def _embedded(self, data: bytes, content_hash: str, model_id: str) -> tuple[str, Vector]:
-        known = await self._archive.embeddings([content_hash], model_id)
-        if content_hash in known:
-            _pictures.add(1, {"outcome": "known bytes"})
-            return model_id, known[content_hash]
-        embedded = await self._client.embed(data, lane="bulk")
-        return embedded.model_id, embedded.embedding
-
-    async def _fetch(self, sighting: Sighting) -> tuple[Sighting, bytes] | None:
-        if not link_expired(sighting.fetch_url, now_s=self._clock()):
-            try:
-                return sighting, await self._fetcher.fetch(sighting.fetch_url)
-            except GoneError:
-                pass
-        fresh = await self._refresh(sighting)
-        if fresh is None:
-            return None
-        return fresh, await self._fetcher.fetch(fresh.fetch_url)
-
-    def _put_off(self, item: Queued, reason: str) -> None:
-        if item.attempts + 1 >= _ATTEMPTS:
-            self._give_up(item, reason)
-            return
-        wait_s = min(_FIRST_RETRY_S * 2.0**item.attempts, _LAST_RETRY_S)
-        self._queue.retry(item.sighting.key, reason=reason, due_at_s=self._clock() + wait_s)
-        _pictures.add(1, {"outcome": "put off"})
-
-    def _give_up(self, item: Queued, reason: str) -> None:
-        self._queue.set_aside(item.sighting.key, reason=reason)
-        _pictures.add(1, {"outcome": "set aside"})
-        _log.warning("Set aside a picture of %s: %s", item.sighting.message_link, reason)
-
     def _report(self) -> None:
         depth = self._queue.depth()
         _depth.set(depth.waiting - depth.backfill, {"state": "waiting", "lane": "live"})
@@ -369,34 +285,11 @@ class Ingest:
         _depth.set(depth.deletions, {"state": "deletions"})
 
 
-def name_of(item: Queued) -> str:
-    """Names a picture in logs and traces, the same at every attempt and after every restart."""
-    return f"{item.sighting.message_id}-{item.sighting.attachment_id}"
-
-
-def link_expired(url: str, *, now_s: float) -> bool:
-    """Whether Discord's signature on the link is past its time (`ex`, hex seconds)."""
-    expires = parse_qs(urlsplit(url).query).get("ex", ["7fffffffffffffff"])[0]
+async def _first_of(*tasks: asyncio.Future[Any]) -> None:
+    """Waits for one of the tasks, and ends the others."""
     try:
-        return int(expires, 16) <= now_s
-    except ValueError:
-        return False
-
-
-def _picture(sighting: Sighting, data: bytes) -> Picture:
-    return Picture(
-        key=sighting.key,
-        guild_id=sighting.guild_id,
-        channel_id=sighting.channel_id,
-        user_id=sighting.user_id,
-        message_link=sighting.message_link,
-        image_url=sighting.image_url,
-        posted_at=datetime.fromisoformat(sighting.posted_at),
-        width=sighting.width,
-        height=sighting.height,
-        file_size=len(data),
-        content_hash=hashlib.sha256(data).hexdigest(),
-        spoiler=sighting.spoiler,
-        author=sighting.author,
-        channel=sighting.channel,
-    )
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,12 +1,16 @@
 """The bot's benchmarks, small: everything killed a few times, and a load for a moment."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks import discord
+from benchmarks.bot import _growth
+from benchmarks.bot_load import Sample
 from benchmarks.crash import Found
+from benchmarks.memory import MB
 from benchmarks.outage import Ended
 from inference.errors import StartupError
 from tests.benchmarks.test_commands import bench
@@ -34,7 +38,7 @@ def test_a_picture_too_many_or_too_few_is_seen() -> None:
 
 def test_bot(model: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "bot.json", tmp_path / "bot.svg"
-    what = ("--posts", 900, "--rate", 8, "--json", out, "--plot", plot)
+    what = ("--posts", 900, "--rate", 8, "--seconds", 12, "--json", out, "--plot", plot)
     done = bench("bot", "-m", model, *what)
     assert done.exit_code == 0, done.output
     data = json.loads(out.read_text())["data"]
@@ -45,6 +49,20 @@ def test_bot(model: Path, tmp_path: Path) -> None:
     assert data["measured"]["lags_s"]
     assert data["measured"]["processes"].keys() == {"bot", "server", "bench"}
     assert "<svg" in plot.read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per_s", "found"), [(400, 40_000, 8), (400, 0, 0), (60, 40_000, None)]
+)
+def test_memory_that_grows_in_the_second_half_is_seen(
+    seconds: int, per_s: int, found: float | None
+) -> None:
+    samples = [
+        Sample(moment_s=moment, rss=0, own=10**8 + per_s * moment, cpu_s=0)
+        for moment in range(seconds)
+    ]
+    growth = _growth(samples)
+    assert math.isnan(growth) if found is None else growth / MB == pytest.approx(found, abs=0.1)
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -97,7 +97,7 @@ async def test_a_question_is_followed_from_the_click_to_the_batch(
     reference = attributes(failed.attributes)["mapseek.interaction_id"]
     assert f"(Reference: `{reference}`)" in refused.content
     lines = [record for _, _, record in received.logs if record.trace_id == failed.trace_id]
-    said = [line for line in lines if line.body.string_value.startswith("A search failed: ")]
+    said = [line for line in lines if line.body.string_value.startswith("An answer failed: ")]
     assert len(said) == 1
     assert reference in attributes(said[0].attributes).values()
 
@@ -108,3 +108,17 @@ async def test_a_question_is_followed_from_the_click_to_the_batch(
         for told in [attributes(point.attributes)]
     }
     assert counted == {("image", "found"): 1, ("image", "failed"): 1}
+
+    vectors = received.metric("mapseek.bot.vectors").sum.data_points
+    assert {
+        (told["lane"], told["from"]): point.as_int
+        for point in vectors
+        for told in [attributes(point.attributes)]
+    } == {("bulk", "server"): 1, ("interactive", "server"): 1}
+    depth = received.metric("mapseek.ingest.depth").gauge.data_points
+    assert {attributes(point.attributes)["state"] for point in depth} == {
+        "waiting",
+        "set aside",
+        "deletions",
+    }
+    assert {point.as_int for point in depth} == {0}

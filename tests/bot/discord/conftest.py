@@ -23,6 +23,7 @@ from bot.settings import BotSettings
 from inference.client import ClientSettings
 from tests.bot.discord.loopback import TOKEN, Discord
 from tests.bot.discord.toy import ToyServer
+from tests.bot.discord.workshop import Workshop
 
 PATIENCE_S = 30
 
@@ -148,3 +149,8 @@ async def until(
 @pytest.fixture
 def bot(tmp_path: Path, discord: Discord, server: ToyServer) -> Bot:
     return Bot(tmp_path, discord, server)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, discord: Discord, server: ToyServer) -> Workshop:
+    return Workshop(tmp_path, discord, server)

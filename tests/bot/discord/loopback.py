@@ -107,6 +107,7 @@ class Discord(Backlog):
         self.memberships_asked: list[int] = []
         self.member_permissions: dict[int, int] = {}
         self.member_roles: dict[int, list[int]] = {}
+        self.messages_asked = 0  # how often the bot asked for one
         self.refuse_messages = 0  # so many questions for a message are one too many
         self.tokens_live_s = 900.0
         self.fail_once: set[str] = set()  # "edit" or "beside"
@@ -608,6 +609,7 @@ class Discord(Backlog):
         return reply(self.commands)
 
     async def _get_message(self, request: web.Request) -> web.Response:
+        self.messages_asked += 1
         channel_id = int(request.match_info["channel"])
         if channel_id in self.hidden_from_bot:
             return reply({"code": 50001, "message": "Missing Access"}, status=403)

@@ -66,12 +66,16 @@ async def _scene(bot: Bot, discord: Discord, out: Path) -> None:
             sent_at=FIRST_POST + timedelta(days=9 * number),
         )
     await bot.settled(len(maps))
-    asked = {"reply": 8, "reply-spoiler": 2}
-    for file, number in asked.items():
-        picture, _ = render_file(map_pixels(maps[number]), np.random.default_rng(5), Kind.GOOD)
+    # Which map, and which view of it: one of the second hides the spoiler among its answers.
+    asked = {"reply": (8, 5), "reply-spoiler": (2, 6)}
+    for file, (number, view) in asked.items():
+        picture, _ = render_file(map_pixels(maps[number]), np.random.default_rng(view), Kind.GOOD)
         answer = await discord.use_find(picture, member=BOB, channel_id=10)
+        assert ("(spoiler)" in answer.content) == (number == 2), "another view shows what it should"
         drawn = draw(answer)
-        drawn.quantize(128, dither=Image.Dither.NONE).save(out / f"{file}.png", optimize=True)
+        drawn.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(
+            out / f"{file}.png", optimize=True
+        )
         print(f"{out / f'{file}.png'}: {drawn.width} x {drawn.height}")
         print(answer.content)
 

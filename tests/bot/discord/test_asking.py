@@ -134,7 +134,7 @@ async def test_words_find_maps_where_the_model_reads_text(
     assert heading == "**The maps that fit “a \\*red\\* @\u200beveryone dragon” best:**"
     assert "similarity" not in first, "scores of words mean something else"
     assert "same map" not in answer.content
-    assert list(answer.files) == ["maps.png"]
+    assert list(answer.files) == ["maps.jpg"]
     assert shared.links == answer.links
     assert shared.content.splitlines()[1] == heading
 
@@ -167,7 +167,7 @@ async def test_pictures_of_any_shape_are_looked_up_and_drawn(bot: Bot, discord: 
         answers = [await find(discord, image=picture) for picture in pictures]
     for answer in answers:
         assert len(answer.links) == 3
-        assert max(Image.open(io.BytesIO(answer.files["maps.png"])).size) < 1400
+        assert max(Image.open(io.BytesIO(answer.files["maps.jpg"])).size) < 1400
 
 
 async def test_a_message_of_ten_pictures_offers_all_of_them(bot: Bot, discord: Discord) -> None:

@@ -14,18 +14,14 @@ from pymongo import MongoClient
 from benchmarks import mongo
 from bot.archive.opening import open_archive
 from bot.archive.port import ImageArchive
-from bot.fetch import Fetcher
 from bot.ingest.queue import Queue
 from bot.ingest.worker import Ingest
 from bot.settings import BotSettings
-from inference.client import ClientSettings, EmbeddingClient
 from tests.bot.archive.atlas.proxy import AtlasProxy, refusing
 from tests.bot.archive.atlas.secantus import MISSING, Secantus
 from tests.bot.conftest import Atlas
 from tests.bot.discord.conftest import map_art, until
-from tests.bot.discord.loopback import Discord
-from tests.bot.discord.test_ingest import Workshop, working
-from tests.bot.discord.toy import ToyServer
+from tests.bot.discord.workshop import Workshop, working
 
 PICTURES = 24
 QUOTA = "you are over your space quota, using 513 MB of 512 MB"
@@ -59,35 +55,16 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def shop(tmp_path: Path, discord: Discord, server: ToyServer) -> Workshop:
-    return Workshop(tmp_path, discord, server)
-
-
 @asynccontextmanager
 async def at_work(
-    shop: Workshop, folder: Path, settings: BotSettings
+    shop: Workshop, settings: BotSettings
 ) -> AsyncIterator[tuple[Ingest, Queue, ImageArchive]]:
-    """The bot's indexing, from its queue into the archive that the settings choose."""
-    client = ClientSettings(server=shop.server.address, timeout_s=30, attempts=3)
-    with Queue(folder / "queue.db") as queue:
-        async with (
-            open_archive(None, settings) as archive,
-            EmbeddingClient(client) as embedder,
-            Fetcher(
-                trusted_origins=[shop.discord.origin], max_bytes=1 << 20, timeout_s=30
-            ) as fetcher,
-        ):
-            ingest = Ingest(
-                queue=queue,
-                archive=archive,
-                client=embedder,
-                fetcher=fetcher,
-                refresh=shop.refresh,
-                clock=lambda: shop.now_s,
-            )
-            async with working(ingest):
-                yield ingest, queue, archive
+    """The bot's indexing into the archive that the settings choose."""
+    async with (
+        shop.open(open_archive(None, settings), timeout_s=30, attempts=3) as parts,
+        working(parts[0]),
+    ):
+        yield parts
 
 
 def assert_exactly_once(uri: str, database: str, count: int) -> None:
@@ -108,11 +85,11 @@ async def worked_off(queue: Queue) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_every_picture_is_there_once_after(
-    shop: Workshop, atlas: Atlas, database: str, tmp_path: Path, fault: str
+    shop: Workshop, atlas: Atlas, database: str, fault: str
 ) -> None:
     # A short budget, so that some faults outlast it and the queue has to wait.
     settings = atlas.settings(database, atlas_retry_s=0.3)
-    async with at_work(shop, tmp_path, settings) as (ingest, queue, archive):
+    async with at_work(shop, settings) as (ingest, queue, archive):
         ingest.add([shop.sighting(number, map_art(number)) for number in range(4)])
         await worked_off(queue)
         for one in FAULTS[fault]:
@@ -125,9 +102,9 @@ async def test_every_picture_is_there_once_after(
 
 
 async def test_what_the_database_refuses_is_set_aside_and_stops_nothing(
-    shop: Workshop, atlas: Atlas, database: str, tmp_path: Path
+    shop: Workshop, atlas: Atlas, database: str
 ) -> None:
-    async with at_work(shop, tmp_path, atlas.settings(database)) as (ingest, queue, _):
+    async with at_work(shop, atlas.settings(database)) as (ingest, queue, _):
         ingest.add([shop.sighting(0, map_art(0))])
         await worked_off(queue)
         with atlas.collection(database) as collection:
@@ -152,7 +129,7 @@ def own(tmp_path: Path) -> Iterator[tuple[Secantus, AtlasProxy]]:
 
 
 async def test_a_server_that_dies_under_load_and_comes_back(
-    shop: Workshop, own: tuple[Secantus, AtlasProxy], tmp_path: Path
+    shop: Workshop, own: tuple[Secantus, AtlasProxy]
 ) -> None:
     server, proxy = own
     settings = BotSettings(
@@ -162,7 +139,7 @@ async def test_a_server_that_dies_under_load_and_comes_back(
         atlas_timeout_s=10,
         _env_file=None,  # type: ignore[call-arg]
     )
-    async with at_work(shop, tmp_path, settings) as (ingest, queue, archive):
+    async with at_work(shop, settings) as (ingest, queue, archive):
         for start in range(0, PICTURES, 8):
             ingest.add(
                 [shop.sighting(number, map_art(number)) for number in range(start, start + 8)]

@@ -1,16 +1,18 @@
 """What is kept for a moment of messages and their pictures: never longer than it is true."""
 
 import asyncio
+import io
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from bot.answering.confirmed import Confirmed
 from bot.answering.thumbnails import Thumbnails
 from bot.archive.port import Selection
 from bot.fetch import GoneError
 from bot.pictures import Sighting
-from tests.bot.discord.conftest import Bot, map_art, photographed
+from tests.bot.discord.conftest import Bot, encoded, map_art, photographed
 from tests.bot.discord.loopback import Discord
 
 BOB, EVE = 43, 44
@@ -137,20 +139,30 @@ async def test_messages_take_no_more_memory_than_they_may() -> None:
 
 async def test_a_thumbnail_is_fetched_once_and_the_oldest_make_room() -> None:
     fetched: list[str] = []
+    screenshot = encoded(Image.open(io.BytesIO(map_art(1))).resize((2000, 1000)), "PNG")
 
     async def fetch(url: str) -> bytes:
         fetched.append(url)
-        return map_art(1)
+        return screenshot
 
     one, other = sighting("1", "https://cdn/1"), sighting("2", "https://cdn/2")
-    thumbnails = Thumbnails(fetch, most_bytes=3 * 256 * 256)
+    thumbnails = Thumbnails(fetch, most_bytes=16 * 1024)
     first = await thumbnails.of(one)
     assert first is not None
-    assert first.size == (256, 256)
+    assert 8 * 1024 < len(first) <= 16 * 1024, "one has room, two have not"
+    with Image.open(io.BytesIO(first)) as picture:
+        assert picture.size == (256, 128)
     assert await thumbnails.of(replace(one, fetch_url="https://cdn/1?fresh")) is first
     await thumbnails.of(other)
     await thumbnails.of(one)
     assert fetched == ["https://cdn/1", "https://cdn/2", "https://cdn/1"]
+
+
+async def test_the_file_of_a_single_map_is_small_enough_as_it_is() -> None:
+    async def fetch(_: str) -> bytes:
+        return map_art(1)
+
+    assert await Thumbnails(fetch).of(sighting("1")) == map_art(1)
 
 
 async def test_a_linked_picture_may_change_and_a_dead_one_is_dead_every_time() -> None:

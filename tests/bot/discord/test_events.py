@@ -79,6 +79,25 @@ async def test_an_edit_drops_the_pictures_that_it_removed(bot: Bot, discord: Dis
     assert entry.picture.key.attachment_id == kept["id"]
 
 
+async def test_an_edit_drops_a_picture_that_an_import_knows_and_the_queue_does_not(
+    bot: Bot, discord: Discord
+) -> None:
+    async with bot.running():
+        message = await discord.post(10, map_art(1), map_art(2))
+        await bot.settled(1)
+        with Queue(bot.settings.queue_file) as queue:
+            queue.db.execute("DELETE FROM sightings")
+        kept = message["attachments"][1]
+        await discord.edit(message, attachments=[kept])
+
+        async def dropped() -> bool:
+            return len(await bot.entries()) == 1
+
+        await until(dropped)
+    (entry,) = await bot.entries()
+    assert entry.picture.key.attachment_id == kept["id"]
+
+
 async def test_an_edit_of_the_text_embeds_nothing_again(
     bot: Bot, discord: Discord, server: ToyServer
 ) -> None:

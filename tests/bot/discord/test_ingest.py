@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +11,16 @@ import pytest
 
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Selection
-from bot.fetch import Fetcher, FetchError
+from bot.fetch import FetchError
+from bot.ingest.entries import link_expired
 from bot.ingest.forgotten import Forgotten
-from bot.ingest.queue import Lane, Queue
-from bot.ingest.worker import Ingest, link_expired
-from bot.pictures import Sighting
-from inference.client import ClientSettings, EmbeddingClient
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Lane
+from bot.ingest.worker import Ingest
 from inference.logs import correlation_id
 from tests.bot.discord.conftest import map_art, until
-from tests.bot.discord.loopback import Discord
-from tests.bot.discord.toy import MODEL_ID, ToyServer
+from tests.bot.discord.toy import MODEL_ID
+from tests.bot.discord.workshop import Workshop, working
 
 
 class Archive(EmbeddedArchive):
@@ -54,71 +54,11 @@ class Archive(EmbeddedArchive):
         return [entry.picture.key.message_id async for entry in self.entries()]
 
 
-class Workshop:
-    """What an `Ingest` needs, on files that outlive it."""
-
-    def __init__(self, folder: Path, discord: Discord, server: ToyServer) -> None:
-        self._folder = folder
-        self.discord = discord
-        self.server = server
-        self.now_s = 1_000.0
-        self.refreshed: list[Sighting] = []
-        self.fresh: Sighting | FetchError | None = None
-
-    def sighting(self, message: int, data: bytes) -> Sighting:
-        attachment = self.discord.sign(self.discord.upload(10, data))
-        return Sighting(
-            message_id=str(message),
-            attachment_id=attachment["id"],
-            guild_id="1",
-            channel_id="10",
-            user_id="42",
-            fetch_url=attachment["url"],
-            image_url=attachment["url"],
-            posted_at="2024-01-01T00:00:00+00:00",
-        )
-
-    async def refresh(self, sighting: Sighting) -> Sighting | None:
-        self.refreshed.append(sighting)
-        if isinstance(self.fresh, FetchError):
-            raise self.fresh
-        return self.fresh
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[Ingest, Queue, Archive]]:
-        client = ClientSettings(server=self.server.address, timeout_s=5, attempts=1)
-        with Queue(self._folder / "queue.db") as queue:
-            async with (
-                Archive(self._folder / "maps.db") as archive,
-                EmbeddingClient(client) as embedder,
-                Fetcher(
-                    trusted_origins=[self.discord.origin], max_bytes=1 << 20, timeout_s=30
-                ) as fetcher,
-            ):
-                ingest = Ingest(
-                    queue=queue,
-                    archive=archive,
-                    client=embedder,
-                    fetcher=fetcher,
-                    refresh=self.refresh,
-                    clock=lambda: self.now_s,
-                )
-                yield ingest, queue, archive
+Opened = AbstractAsyncContextManager[tuple[Ingest, Queue, Archive]]
 
 
-@asynccontextmanager
-async def working(ingest: Ingest) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(ingest.run())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@pytest.fixture
-def shop(tmp_path: Path, discord: Discord, server: ToyServer) -> Workshop:
-    return Workshop(tmp_path, discord, server)
+def opened(shop: Workshop) -> Opened:
+    return shop.open(Archive(shop.folder / "maps.db"))
 
 
 async def test_old_posts_give_way_to_members_and_new_ones_do_not(
@@ -129,7 +69,7 @@ async def test_old_posts_give_way_to_members_and_new_ones_do_not(
     async def give_way(longest_s: float) -> None:
         given.append(longest_s)
 
-    async with shop.open() as (ingest, queue, _):
+    async with opened(shop) as (ingest, queue, _):
         ingest._give_way = give_way
         async with working(ingest):
             ingest.add([shop.sighting(1, map_art(1))])
@@ -139,6 +79,26 @@ async def test_old_posts_give_way_to_members_and_new_ones_do_not(
             await until_worked_off(queue)
     assert len(given) == 1
     assert given[0] > 0
+
+
+async def test_a_new_post_does_not_wait_for_old_ones_that_give_way(shop: Workshop) -> None:
+    giving = asyncio.Event()
+
+    async def give_way(_: float) -> None:
+        giving.set()
+        await asyncio.Event().wait()
+
+    async with opened(shop) as (ingest, queue, _):
+        ingest._give_way = give_way
+        async with working(ingest):
+            ingest.add([shop.sighting(1, map_art(1))], lane=Lane.BACKFILL)
+            await giving.wait()
+            ingest.add([shop.sighting(2, map_art(2))], lane=Lane.BACKFILL)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert queue.depth().backfill == 1, "an old post is no reason to go on"
+            ingest.add([shop.sighting(3, map_art(3))])
+            await until_worked_off(queue)
 
 
 async def until_worked_off(queue: Queue) -> None:
@@ -153,7 +113,7 @@ async def test_ended_at_any_step_it_goes_on_and_does_nothing_twice(
     shop: Workshop, step: str
 ) -> None:
     first, second = shop.sighting(1, map_art(1)), shop.sighting(2, map_art(2))
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         ingest.add([first, second])
         archive.stop_before = step == "before write"
         archive.stop_after = step == "after write"
@@ -170,7 +130,7 @@ async def test_ended_at_any_step_it_goes_on_and_does_nothing_twice(
     shop.discord.download_gate.set()
     shop.server.gate.set()
     embedded_before = len(shop.server.lanes)
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             await until_worked_off(queue)
         assert await archive.keys() == ["1", "2"]
@@ -181,21 +141,21 @@ async def test_ended_at_any_step_it_goes_on_and_does_nothing_twice(
 
 async def test_a_deletion_that_crosses_the_write_wins(shop: Workshop) -> None:
     crossed = shop.sighting(1, map_art(1))
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         archive.stop_after = True
         async with working(ingest):
             ingest.add([crossed])
             await archive.reached.wait()
             assert await archive.keys() == ["1"]
             ingest.delete(Selection(message_ids=frozenset({"1"})))
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             await until_worked_off(queue)
         assert await archive.keys() == []
 
 
 async def test_what_is_posted_after_a_deletion_survives_it(shop: Workshop) -> None:
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         ingest.add([shop.sighting(1, map_art(1))])
         ingest.delete(Selection(guild_id="1"))
         ingest.add([shop.sighting(2, map_art(2))])
@@ -205,7 +165,7 @@ async def test_what_is_posted_after_a_deletion_survives_it(shop: Workshop) -> No
 
 
 async def test_while_the_archive_is_away_nothing_is_blamed_or_lost(shop: Workshop) -> None:
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         ingest.add([shop.sighting(1, map_art(1)), shop.sighting(2, map_art(2))])
         archive.away = True
         async with working(ingest):
@@ -221,7 +181,7 @@ async def test_while_the_archive_is_away_nothing_is_blamed_or_lost(shop: Worksho
 
 async def test_while_the_server_is_away_nothing_is_downloaded(shop: Workshop) -> None:
     await shop.server.stop()
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             ingest.add([shop.sighting(1, map_art(1))])
             await shop.server.start()
@@ -233,7 +193,7 @@ async def test_while_the_server_is_away_nothing_is_downloaded(shop: Workshop) ->
 async def test_what_is_no_picture_is_set_aside_at_once_and_stops_nobody(shop: Workshop) -> None:
     # The second has a picture's first bytes, so that it is the server that refuses it.
     wrong = shop.sighting(1, b"hello"), shop.sighting(2, map_art(1)[:40])
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             ingest.add([*wrong, shop.sighting(3, map_art(3))])
             await until_worked_off(queue)
@@ -251,7 +211,7 @@ async def test_a_picture_that_cannot_be_had_is_tried_later_and_later_then_set_as
     lost = shop.sighting(1, map_art(1))
     shop.discord.files.clear()
     waits = []
-    async with shop.open() as (ingest, queue, _archive):
+    async with opened(shop) as (ingest, queue, _archive):
         ingest.add([lost])
         for attempt in range(1, 9):
             async with working(ingest):
@@ -271,7 +231,7 @@ async def test_a_picture_that_cannot_be_had_is_tried_later_and_later_then_set_as
 
 
 async def test_the_same_bytes_are_embedded_once_however_often_they_come(shop: Workshop) -> None:
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         ingest.add([shop.sighting(number, map_art(1)) for number in (1, 2, 3)])
         async with working(ingest):
             await until_worked_off(queue)
@@ -293,7 +253,7 @@ async def test_each_picture_has_an_id_of_its_own_in_the_logs(
     wrong = [shop.sighting(number, b"hello") for number in (1, 2)]
     logger = logging.getLogger("mapseek.bot")
     monkeypatch.setattr(logger, "filters", [note])
-    async with shop.open() as (ingest, queue, _):
+    async with opened(shop) as (ingest, queue, _):
         async with working(ingest):
             ingest.add(wrong)
             await until_worked_off(queue)
@@ -301,7 +261,7 @@ async def test_each_picture_has_an_id_of_its_own_in_the_logs(
 
 
 async def test_a_forgotten_post_is_not_even_written_down(shop: Workshop) -> None:
-    async with shop.open() as (ingest, queue, _):
+    async with opened(shop) as (ingest, queue, _):
         Forgotten(queue.db).opt_out("42")
         ingest.add([shop.sighting(1, map_art(1))])
         assert queue.depth().waiting == 0
@@ -311,7 +271,7 @@ async def test_a_link_that_died_early_is_renewed(shop: Workshop) -> None:
     dead = shop.sighting(1, map_art(1))
     del shop.discord.files[int(dead.attachment_id)]
     shop.fresh = replace(dead, fetch_url=shop.sighting(1, map_art(1)).fetch_url)
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             ingest.add([dead])
             await until_worked_off(queue)
@@ -322,7 +282,7 @@ async def test_a_link_that_died_early_is_renewed(shop: Workshop) -> None:
 async def test_a_picture_whose_message_is_gone_is_dropped(shop: Workshop) -> None:
     dead = shop.sighting(1, map_art(1))
     shop.discord.files.clear()
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             ingest.add([dead])
             await until_worked_off(queue)
@@ -334,7 +294,7 @@ async def test_a_fault_of_ours_with_one_picture_stops_no_other(
     shop: Workshop, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = replace(shop.sighting(1, map_art(1)), posted_at="yesterday")
-    async with shop.open() as (ingest, queue, archive):
+    async with opened(shop) as (ingest, queue, archive):
         async with working(ingest):
             ingest.add([broken, shop.sighting(2, map_art(2))])
 

@@ -6,6 +6,16 @@ from contextlib import suppress
 import pytest
 
 from bot.answering.line import BusyError, Line
+from bot.answering.pace import Pace
+
+# Of `line_of`: at the pace that is guessed at first, two are answered in this share of the time.
+TWO_WAIT = 0.16 / 600
+
+
+def line_of(at_once: int, **options: float) -> Line:
+    """A line in which so many run at once, whatever the pace."""
+    pace = Pace(first=at_once, least=at_once, most=at_once)
+    return Line(pace, **({"guild_share": 1, "due_s": 600} | options))  # type: ignore[arg-type]
 
 
 class Hall:
@@ -55,7 +65,7 @@ async def _settle() -> None:
 
 
 async def test_so_many_run_and_guilds_take_turns() -> None:
-    hall = Hall(Line(at_once=1))
+    hall = Hall(line_of(1))
     for name in ("a1", "a2", "a3"):
         await hall.come(name, member=int(name[1]), guild=1)
     await hall.come("b1", member=7, guild=2)
@@ -67,7 +77,7 @@ async def test_so_many_run_and_guilds_take_turns() -> None:
 
 
 async def test_a_member_and_a_guild_have_so_many_at_once_and_others_go_past_them() -> None:
-    hall = Hall(Line(at_once=8, guild_at_once=3, member_at_once=2))
+    hall = Hall(line_of(8, guild_share=3 / 8))
     for number in range(4):
         await hall.come(f"bob{number}", member=43, guild=1)
     await hall.come("eve", member=44, guild=1)
@@ -80,25 +90,24 @@ async def test_a_member_and_a_guild_have_so_many_at_once_and_others_go_past_them
 
 
 async def test_a_full_line_refuses_at_once_and_keeps_a_place_for_other_guilds() -> None:
-    line = Line(at_once=4, longest_wait_s=0.0)  # half as many wait as run, whatever the pace
+    line = line_of(4, planned=TWO_WAIT)
     hall = Hall(line)
     for number in range(7):
         await hall.come(f"a{number}", member=number, guild=1)
     assert hall.refused == ["a6"]
     assert line.is_full_for(member_id=9, guild_id=1)
     assert not line.is_full_for(member_id=9, guild_id=2)
-    await hall.come("b", member=9, guild=2)
-    assert hall.refused == ["a6", "a5"], "the latest of the guild that waits for most"
-    await hall.come("b2", member=10, guild=2)
-    assert hall.refused == ["a6", "a5", "b2"], "no guild has more than another now"
+    for number in range(3):
+        await hall.come(f"b{number}", member=10 + number, guild=2)
+    assert hall.refused == ["a6", "a5", "a4", "b2"], "the latest of the guild that has most here"
     await hall.finish("a0")
     await hall.finish("a1")
-    assert sorted(hall.running) == ["a0", "a1", "a2", "a3", "a4", "b"]
+    assert sorted(hall.running) == ["a0", "a1", "a2", "a3", "b0", "b1"]
     await hall.close()
 
 
 async def test_one_members_flood_leaves_the_others_of_the_guild_a_place() -> None:
-    hall = Hall(Line(at_once=4, longest_wait_s=0.0))
+    hall = Hall(line_of(4, planned=TWO_WAIT))
     for number in range(6):
         await hall.come(f"flood{number}", member=1, guild=1)
     assert hall.running == ["flood0", "flood1"]
@@ -113,20 +122,32 @@ async def test_one_members_flood_leaves_the_others_of_the_guild_a_place() -> Non
 
 async def test_the_line_is_as_long_as_the_pace_of_late_allows() -> None:
     clock = Clock()
-    line = Line(at_once=4, longest_wait_s=1.0, clock=clock)
-    for _ in range(100):
-        async with line.turn(member_id=1, guild_id=1):
-            clock.now_s += 0.5
+    pace = Pace(first=4, least=4, most=4, clock=clock)
+    line = Line(pace, guild_share=1, due_s=600, planned=1.5 / 600)
+    for _ in range(40):
+        several = [pace.begin() for _ in range(4)]
+        clock.now_s += 0.5
+        for one in several:
+            pace.end(one, answered=True, more_wait=False)
     hall = Hall(line)
     for number in range(20):
         await hall.come(str(number), member=number, guild=1)
     assert len(hall.running) == 4
-    assert line.waiting == 8, "four in half a second are eight in one"
+    assert line.waiting == 8, "four in half a second are eight in the second that is left"
+    await hall.close()
+
+
+async def test_who_is_not_called_in_time_is_told() -> None:
+    hall = Hall(line_of(1, due_s=0))
+    await hall.come("runs", member=1, guild=1)
+    await hall.come("waits", member=2, guild=1)
+    await asyncio.sleep(0)
+    assert (hall.running, hall.refused) == (["runs"], ["waits"])
     await hall.close()
 
 
 async def test_who_gives_up_leaves_no_trace() -> None:
-    hall = Hall(Line(at_once=1))
+    hall = Hall(line_of(1))
     await hall.come("first", member=1, guild=1)
     await hall.come("second", member=2, guild=1)
     await hall.come("third", member=3, guild=1)
@@ -137,7 +158,7 @@ async def test_who_gives_up_leaves_no_trace() -> None:
 
 
 async def test_given_up_at_the_moment_of_being_called_it_makes_room() -> None:
-    line = Line(at_once=1)
+    line = line_of(1)
     gate = asyncio.Event()
 
     async def hold() -> None:
@@ -167,7 +188,7 @@ class Clock:
 
 
 async def test_old_posts_give_way_while_somebody_waits() -> None:
-    line = Line(at_once=1)
+    line = line_of(1)
     hall = Hall(line)
     await line.give_way(60)
     await hall.come("runs", member=1, guild=1)

@@ -94,7 +94,7 @@ async def test_sharing_shows_only_what_everybody_here_may_see(bot: Bot, discord:
     assert "<#11>" not in shared.content
     assert "<#31>" not in shared.content
     assert shared.content.startswith(r"Member \*43\* looked up a map:")
-    assert list(shared.files) == ["maps.png"]
+    assert list(shared.files) == ["maps.jpg"]
     assert shared.allowed_mentions is not None
     assert shared.allowed_mentions["parse"] == []
     assert set(shared.buttons()) == {"Remove"}
@@ -181,8 +181,8 @@ async def test_a_spoiler_is_shared_as_a_spoiler(bot: Bot, discord: Discord) -> N
         answer = await discord.use_message_command(asked, member=BOB)
         asked["attachments"][0]["flags"] = 1 << 3  # since then
         shared = await press(discord, answer, "Share")
-    assert list(answer.files) == ["maps.png"]
-    assert list(shared.files) == ["SPOILER_maps.png"]
+    assert list(answer.files) == ["maps.jpg"]
+    assert list(shared.files) == ["SPOILER_maps.jpg"]
 
 
 async def test_a_question_that_was_deleted_is_not_shared(bot: Bot, discord: Discord) -> None:

@@ -17,7 +17,7 @@ class Clock:
         return self.now_s
 
 
-def question(guild_id: int = 1) -> Question:
+def question(guild_id: int = 1, shown: bytes | None = None) -> Question:
     timings = Timings(decode_ms=0, queue_ms=0, inference_ms=0, batch_size=1)
     vector = np.zeros(4, np.float32)
     return Question(
@@ -26,7 +26,7 @@ def question(guild_id: int = 1) -> Question:
         channel_id=1,
         embedded=Embedded(embedding=vector, model_id="toy", timings=timings),
         thresholds=None,
-        shown=None,
+        shown=shown,
     )
 
 
@@ -63,6 +63,17 @@ def test_a_guild_that_asks_a_lot_pushes_out_its_own_questions_only() -> None:
     there = [questions.keep(question(guild_id=2)) for _ in range(50)]
     assert questions.recall(here)
     assert [questions.recall(token) is not None for token in there] == [False] * 46 + [True] * 4
+
+
+def test_large_pictures_push_out_the_longest_unused() -> None:
+    questions = Questions(most_bytes=100, clock=Clock())
+    tokens = [questions.keep(question(shown=bytes(40))) for _ in range(3)]
+    assert questions.recall(tokens[0]) is None
+    assert questions.recall(tokens[1])
+    tokens.append(questions.keep(question(shown=bytes(1))))
+    tokens.append(questions.keep(question(shown=bytes(40))))
+    kept = [questions.recall(token) is not None for token in tokens]
+    assert kept == [False, True, False, True, True]
 
 
 def test_tokens_cannot_be_guessed() -> None:

@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import apsw
 import pytest
 
 from bot.archive.port import PictureKey, Selection
-from bot.ingest.queue import Depth, KnownThread, Lane, Queue
+from bot.ingest.queue import Queue
+from bot.ingest.queued import Depth, KnownThread, Lane
 from bot.ingest.state import StateError
 from bot.pictures import Sighting
 
@@ -154,6 +157,20 @@ def test_what_was_added_survives_a_kill(path: Path) -> None:
         assert queue.depth().waiting == 1
 
 
+def test_many_may_make_the_file_at_once(path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def open_it(number: int) -> None:
+        start.wait()
+        with Queue(path) as queue:
+            queue.add([sighting(number)], now_s=100)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(open_it, range(8)))
+    with Queue(path) as queue:
+        assert queue.depth().waiting == 8
+
+
 def test_a_file_that_is_no_queue_is_named(path: Path) -> None:
     path.write_bytes(b"hello, I am no database at all" * 100)
     with pytest.raises(StateError, match=r"queue\.db is no usable SQLite file"):
@@ -189,9 +206,20 @@ def test_new_posts_go_first_and_guilds_in_turn(path: Path) -> None:
         queue.add([sighting(500, guild_id="3")], now_s=1, lane=Lane.BACKFILL)
         queue.add([sighting(200 + number, guild_id="1") for number in range(3)], now_s=2)
         queue.add([sighting(300, guild_id="2")], now_s=3)
-        assert due(queue, 8) == ["200", "300", "201", "202", "100", "500", "101", "102"]
+        assert due(queue, 8) == ["200", "300", "201", "202", "100"], "few old ones beside new ones"
         # Nobody is done yet; whose turn was last, comes last.
         assert due(queue, 2) == ["300", "200"]
+
+
+def test_old_posts_are_worked_on_together_while_there_are_no_new_ones(path: Path) -> None:
+    with Queue(path) as queue:
+        for guild in "1", "2":
+            queue.add(
+                [sighting(100 * int(guild) + n, guild_id=guild) for n in range(3)],
+                now_s=0,
+                lane=Lane.BACKFILL,
+            )
+        assert due(queue, 4) == ["100", "200", "101", "201"]
 
 
 def test_a_flood_of_new_posts_leaves_an_eighth_to_old_ones(path: Path) -> None:

@@ -73,7 +73,7 @@ async def test_maps_are_found_by_what_became_of_them(bot: Bot, discord: Discord)
     for answer in (*again, *seen):
         assert len(answer.links) == len(set(answer.links)) == 3
         assert not set(answer.links) & set(map(link, hidden))
-        with Image.open(io.BytesIO(answer.files["maps.png"])) as sheet:
+        with Image.open(io.BytesIO(answer.files["maps.jpg"])) as sheet:
             assert sheet.size == (1252, 383)
     assert [answer.links[0] for answer in again] == list(map(link, posts))
     assert sum(link(post) in answer.links for answer, post in zip(seen, posts, strict=False)) >= 3
