@@ -176,30 +176,27 @@ class Driver:
 
         async def run() -> None:
             nonlocal left, raced
-            if not left:
-                return
-            try:
-                await self._collection.bulk_write([writes[index] for index in left], ordered=False)
-            except BulkWriteError as error:
-                failures = _failures(error, left)
-            else:
-                left = []
-                return
-            for failure in failures:
-                trouble = trouble_of(failure.code, failure.reason)
-                if trouble.hopeless:
-                    raise _Again(trouble)
-            # Two upserts of one key can race; the second then finds the first one's document.
-            again = [
-                one
-                for one in failures
-                if is_passing(one.code) or (one.code == _DUPLICATE_KEY and not raced)
-            ]
-            raced = raced or any(one.code == _DUPLICATE_KEY for one in again)
-            refused.extend(one for one in failures if one not in again)
-            left = [one.index for one in again]
-            if left:
-                raise _Again(trouble_of(again[0].code, again[0].reason))
+            while left:
+                writes_left = [writes[index] for index in left]
+                try:
+                    await self._collection.bulk_write(writes_left, ordered=False)
+                except BulkWriteError as error:
+                    failures = _failures(error, left)
+                else:
+                    failures = []
+                for failure in failures:
+                    trouble = trouble_of(failure.code, failure.reason)
+                    if trouble.hopeless:
+                        raise _Again(trouble)
+                passing = [one for one in failures if is_passing(one.code)]
+                # Two upserts of one key can race; done again, the loser finds the winner's document.
+                lost = [one for one in failures if one.code == _DUPLICATE_KEY and not raced]
+                raced = raced or bool(lost)
+                again = [*passing, *lost]
+                refused.extend(one for one in failures if one not in again)
+                left = [one.index for one in again]
+                if passing:
+                    raise _Again(trouble_of(passing[0].code, passing[0].reason))
 
         await self._call(run)
         return refused

@@ -14,7 +14,7 @@ from pymongo import MongoClient
 from bot.archive.atlas import AtlasArchive
 from bot.archive.atlas.driver import Driver
 from bot.archive.atlas.troubles import trouble_of
-from bot.archive.port import ArchiveError, ForbiddenError, Query
+from bot.archive.port import ArchiveError, ForbiddenError, Query, Selection
 from bot.settings import BotSettings
 from inference.errors import StartupError
 from tests.bot.archive.atlas.proxy import refusing
@@ -182,9 +182,12 @@ async def test_connections_that_break_leave_no_trace(
     async with opened(atlas.settings(database)) as archive:
         atlas.proxy.fail("update", times=4, drop=drop)
         await archive.upsert_many(entries)
-        atlas.proxy.fail("delete", times=3, drop=drop)
-    with atlas.collection(database) as collection:
-        assert collection.count_documents({}) == 30
+        with atlas.collection(database) as collection:
+            assert collection.count_documents({}) == 30
+            atlas.proxy.fail("delete", times=3, drop=drop)
+            gone = frozenset(one.picture.key.message_id for one in entries[:10])
+            assert await archive.delete(Selection(message_ids=gone)) == 10
+            assert collection.count_documents({}) == 20
 
 
 async def test_the_budget_ends_what_does_not_pass(
