@@ -182,11 +182,10 @@ class AtlasArchive:
         with observed("seen"):
             found: set[PictureKey] = set()
             for some in _pieces(sorted(wanted, key=lambda key: key.message_id)):
-                of_model = documents.OURS if model_id is None else {documents.MODEL: model_id}
                 found |= {
                     documents.picture_key(document)
                     for document in await driver.find(
-                        of_model | documents.of_messages(some),
+                        documents.of_model(model_id) | documents.of_messages(some),
                         (documents.MESSAGE, documents.ATTACHMENT),
                     )
                 }
@@ -227,7 +226,7 @@ class AtlasArchive:
         self, model_id: str | None = None, *, after: EntryKey | None = None
     ) -> AsyncIterator[Entry]:
         """See `ImageArchive.entries`."""
-        of_model = documents.OURS if model_id is None else {documents.MODEL: model_id}
+        of_model = documents.of_model(model_id)
         full = True
         while full:
             driver = self._opened()
@@ -274,7 +273,7 @@ class AtlasArchive:
         with observed("drop_model"):
             self._recent.forget([entry.key for entry in self._recent.entries(model_id)])
             self._dimensions.pop(model_id, None)
-            return await driver.delete({documents.MODEL: model_id})
+            return await driver.delete(documents.of_model(model_id))
 
     def _opened(self) -> Driver:
         if self._driver is None:
@@ -292,7 +291,7 @@ class AtlasArchive:
         """The length of a model's vectors; None where nothing of it is stored."""
         if model_id not in self._dimensions:
             found = await self._opened().find(
-                {documents.MODEL: model_id}, (documents.VECTOR,), limit=1
+                documents.of_model(model_id), (documents.VECTOR,), limit=1
             )
             if not found:
                 return None

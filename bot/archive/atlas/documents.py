@@ -60,6 +60,14 @@ _FLOAT32 = bytes([BinaryVectorDtype.FLOAT32.value[0], 0])
 _UNIT_TOLERANCE = 1e-3
 
 
+def of_model(model_id: str | None) -> dict[str, Any]:
+    """What finds the documents of a model; None for those of any.
+
+    The type is said as well: MongoDB uses a partial index only where the query repeats its filter.
+    """
+    return OURS if model_id is None else {MODEL: {"$eq": model_id, "$type": "string"}}
+
+
 def key_filter(key: EntryKey) -> dict[str, Any]:
     """What finds one document."""
     return {MODEL: key.model_id, MESSAGE: key.message_id, ATTACHMENT: key.attachment_id}

@@ -138,20 +138,25 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         pause_s = min(pause_s * 1.5, _LOOK_EVERY_S)
 
 
-async def inspect(driver: Driver, settings: BotSettings) -> Health:
-    """Looks at everything that Atlas would say nothing about."""
-    models = [
+async def stored(driver: Driver) -> list[Model]:
+    """What the collection holds, by model."""
+    return [
         Model(id=one["_id"], entries=one["entries"], dimensions=await _length(driver, one["_id"]))
         for one in await driver.aggregate(
             [
                 {"$match": documents.OURS},
                 {"$group": {"_id": f"${documents.MODEL}", "entries": {"$sum": 1}}},
                 {"$sort": {"_id": 1}},
-            ]
+            ],
+            patient=True,
         )
     ]
+
+
+async def inspect(driver: Driver, settings: BotSettings) -> Health:
+    """Looks at everything that Atlas would say nothing about."""
     health = Health(
-        models=models,
+        models=await stored(driver),
         unclaimed=await _count(driver, documents.UNCLAIMED),
         arrays=await _count(driver, documents.ARRAYS),
         indexes=await listed(driver),
@@ -218,10 +223,10 @@ def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: st
 
 
 async def _length(driver: Driver, model_id: str) -> int:
-    found = await driver.find({documents.MODEL: model_id}, (documents.VECTOR,), limit=1)
+    found = await driver.find(documents.of_model(model_id), (documents.VECTOR,), limit=1)
     return documents.vector_of(found[0]).size if found else 0
 
 
 async def _count(driver: Driver, where: Mapping[str, Any]) -> int:
-    found = await driver.aggregate([{"$match": where}, {"$count": "documents"}])
+    found = await driver.aggregate([{"$match": where}, {"$count": "documents"}], patient=True)
     return int(found[0]["documents"]) if found else 0
