@@ -3,8 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from bson import ObjectId
 
 from bot.archive.atlas import counting, documents, ranking, writing
 from bot.archive.atlas.driver import Driver
@@ -36,13 +40,15 @@ _IDS = 1000
 # Some of what is found may be turned down: the message that is asked about, what was deleted.
 _SPARE = 10
 _GROWTH = 8
+# The newest entries that are taken into memory at the start, 1 MB of vectors.
+_RECALLED = 512
 
 
 class AtlasArchive:
     """An `ImageArchive` in one collection of MongoDB Atlas.
 
-    What this process has just written is found at once; what another has written, as soon as
-    Atlas's search index has followed, which takes a second or so.
+    What this process has just written is found at once, and so is what was new when it began; what
+    another writes later, as soon as Atlas's search index has followed, in a second or so.
     """
 
     def __init__(self, settings: BotSettings) -> None:
@@ -73,6 +79,8 @@ class AtlasArchive:
             raise trouble.error()
         if trouble is not None:
             _log.warning("The archive is away at the start: %s", trouble.sentence)
+        else:
+            await self._recall(driver)
         self._driver = driver
         return self
 
@@ -279,6 +287,26 @@ class AtlasArchive:
         if self._driver is None:
             raise ArchiveError("The archive in Atlas is not open.")
         return self._driver
+
+    async def _recall(self, driver: Driver) -> None:
+        """Takes in what was stored just before: by this bot in its last life, or by a command."""
+        if not self._settings.atlas_lag_s:
+            return
+        since = datetime.now(UTC) - timedelta(seconds=self._settings.atlas_lag_s)
+        try:
+            found = await driver.aggregate(
+                [
+                    {"$match": documents.OURS | {"_id": {"$gte": ObjectId.from_datetime(since)}}},
+                    {"$sort": {"_id": -1}},
+                    {"$limit": _RECALLED},
+                ]
+            )
+        except ArchiveError as error:
+            _log.warning("The archive is away at the start: %s", error)
+            return
+        for document in reversed(found):
+            with suppress(ArchiveError):  # whoever reads it as an entry is told
+                self._recent.stored([documents.entry_of(document)])
 
     async def _prepare(self, driver: Driver) -> None:
         """Sees to the unique key before the first write, so that nothing is ever stored twice."""

@@ -119,6 +119,8 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         index = next((one for one in await listed(driver) if one.name == name), None)
         if index is not None and index.serves(length) and index.status in ("READY", "STALE"):
             tell(f"The index {name} answers queries.")
+            if index.status == "STALE":
+                tell(stale(name))
             return
         status = index.status if index else "not listed yet"
         if status == "FAILED":
@@ -195,13 +197,18 @@ def _judge(health: Health, prefix: str) -> None:
             )
 
 
+def stale(name: str) -> str:
+    """What is wrong with an index that does not follow any more."""
+    return (
+        f"{name} no longer follows the collection (STALE), so what was stored since is not found: "
+        "see the reason on the cluster's page; it is often a full disk."
+    )
+
+
 def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: str) -> None:
     wanted = indexes.name_for(prefix, length)
     if serving.status == "STALE":
-        health.problems.append(
-            f"{serving.name} no longer follows the collection (STALE), so what was stored since is "
-            "not found: see the reason on the cluster's page; it is often a full disk."
-        )
+        health.problems.append(stale(serving.name))
     elif serving.status not in ("READY", ""):
         health.hints.append(f"{serving.name} answers, and a newer one is {serving.status}.")
     if serving.legacy:

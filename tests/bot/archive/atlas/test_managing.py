@@ -178,6 +178,8 @@ async def test_status_tells_what_atlas_keeps_silent_about(
     code, health = await asyncio.to_thread(status)
     assert code == 1
     assert "no longer follows" in health["problems"][0]
+    again = await asyncio.to_thread(typed, "init", "--dimensions", "2")
+    assert "no longer follows" in again.output
     index.update(status="FAILED", queryable=False)
     code, health = await asyncio.to_thread(status)
     assert code == 1
