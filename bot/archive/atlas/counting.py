@@ -11,11 +11,11 @@ from bot.archive.atlas.documents import (
     OURS,
     POSTED,
     POSTED_US,
-    in_utc,
     with_microseconds,
 )
 from bot.archive.atlas.driver import Driver
 from bot.archive.port import ForbiddenError, Stats
+from bot.archive.rows import in_utc
 
 
 async def count(driver: Driver) -> Stats:

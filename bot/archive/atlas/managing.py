@@ -184,6 +184,8 @@ def _judge(health: Health, prefix: str) -> None:
             f"{health.arrays} documents hold their vectors as arrays, three times as large as they "
             "need be: run `mapseek archive migrate`."
         )
+    if not health.indexes and not health.models:
+        health.hints.append("There is no search index yet: run `mapseek archive init`.")
     needed = {model.dimensions for model in health.models}
     for one in health.indexes:
         if one.dimensions is None:

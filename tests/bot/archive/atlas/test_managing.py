@@ -164,6 +164,9 @@ async def test_status_tells_what_atlas_keeps_silent_about(
         result = typed("status", "--json")
         return result.exit_code, json.loads(result.stdout)
 
+    code, health = await asyncio.to_thread(status)
+    assert (code, health["problems"]) == (0, [])
+    assert "run `mapseek archive init`" in health["hints"][0]
     await filled(atlas, database, make_entry)
     code, health = await asyncio.to_thread(status)
     assert code == 1
