@@ -53,11 +53,23 @@ def microseconds(moment: datetime) -> int:
     """Microseconds since 1970 in UTC.
 
     Raises:
-        ArchiveError: The moment has no timezone.
+        ArchiveError: See `in_utc`.
+    """
+    return (in_utc(moment) - _EPOCH) // _MICROSECOND
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The moment in UTC.
+
+    Raises:
+        ArchiveError: It has no timezone, or in UTC lies beyond the calendar.
     """
     if moment.tzinfo is None:
         raise ArchiveError(f"The date {moment} has no timezone, so it cannot be ordered.")
-    return (moment - _EPOCH) // _MICROSECOND
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ArchiveError(f"The date {moment} lies beyond the calendar.") from None
 
 
 def packed(vector: Vector, dimensions: int | None, *, what: str) -> bytes:

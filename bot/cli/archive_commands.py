@@ -37,7 +37,7 @@ async def _init(settings: BotSettings, dimensions: Sequence[int], wait_s: float)
     lengths: Sequence[int] = dimensions
     async with _driver(settings) as driver:
         try:
-            lengths = lengths or await _lengths(driver, settings)
+            lengths = lengths or await _lengths(driver)
             await managing.init(driver, settings, lengths, tell=_tell, wait_s=wait_s)
         except ForbiddenError as error:
             _tell(
@@ -51,10 +51,9 @@ async def _init(settings: BotSettings, dimensions: Sequence[int], wait_s: float)
     return 0
 
 
-async def _lengths(driver: Driver, settings: BotSettings) -> list[int]:
+async def _lengths(driver: Driver) -> list[int]:
     """The lengths of vectors that are stored, and of the model that is served."""
-    health = await managing.inspect(driver, settings)
-    lengths = {model.dimensions for model in health.models}
+    lengths = {model.dimensions for model in await managing.stored(driver)}
     with suppress(EmbeddingError):
         async with EmbeddingClient(ClientSettings.load()) as client:
             lengths.add((await client.wait_ready(_SERVER_S)).dimensions)

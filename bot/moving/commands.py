@@ -57,6 +57,10 @@ def place(name: str, settings: BotSettings, *, create: bool) -> tuple[str, Image
             shown = str(settings.archive.absolute())
         return shown, open_archive(kind, settings, create=create)
     path = Path(name).absolute()
+    if create and not path.suffix and not path.exists():
+        raise StartupError(
+            f"There is no archive called {name}: say embedded, atlas, or a file such as {name}.db."
+        )
     return str(path), EmbeddedArchive(path, create=create)
 
 

@@ -3,8 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from bson import ObjectId
 
 from bot.archive.atlas import counting, documents, ranking, writing
 from bot.archive.atlas.driver import Driver
@@ -36,13 +40,15 @@ _IDS = 1000
 # Some of what is found may be turned down: the message that is asked about, what was deleted.
 _SPARE = 10
 _GROWTH = 8
+# The newest entries that are taken into memory at the start, 1 MB of vectors.
+_RECALLED = 512
 
 
 class AtlasArchive:
     """An `ImageArchive` in one collection of MongoDB Atlas.
 
-    What this process has just written is found at once; what another has written, as soon as
-    Atlas's search index has followed, which takes a second or so.
+    What this process has just written is found at once, and so is what was new when it began; what
+    another writes later, as soon as Atlas's search index has followed, in a second or so.
     """
 
     def __init__(self, settings: BotSettings) -> None:
@@ -73,6 +79,8 @@ class AtlasArchive:
             raise trouble.error()
         if trouble is not None:
             _log.warning("The archive is away at the start: %s", trouble.sentence)
+        else:
+            await self._recall(driver)
         self._driver = driver
         return self
 
@@ -182,11 +190,10 @@ class AtlasArchive:
         with observed("seen"):
             found: set[PictureKey] = set()
             for some in _pieces(sorted(wanted, key=lambda key: key.message_id)):
-                of_model = documents.OURS if model_id is None else {documents.MODEL: model_id}
                 found |= {
                     documents.picture_key(document)
                     for document in await driver.find(
-                        of_model | documents.of_messages(some),
+                        documents.of_model(model_id) | documents.of_messages(some),
                         (documents.MESSAGE, documents.ATTACHMENT),
                     )
                 }
@@ -227,7 +234,7 @@ class AtlasArchive:
         self, model_id: str | None = None, *, after: EntryKey | None = None
     ) -> AsyncIterator[Entry]:
         """See `ImageArchive.entries`."""
-        of_model = documents.OURS if model_id is None else {documents.MODEL: model_id}
+        of_model = documents.of_model(model_id)
         full = True
         while full:
             driver = self._opened()
@@ -274,12 +281,32 @@ class AtlasArchive:
         with observed("drop_model"):
             self._recent.forget([entry.key for entry in self._recent.entries(model_id)])
             self._dimensions.pop(model_id, None)
-            return await driver.delete({documents.MODEL: model_id})
+            return await driver.delete(documents.of_model(model_id))
 
     def _opened(self) -> Driver:
         if self._driver is None:
             raise ArchiveError("The archive in Atlas is not open.")
         return self._driver
+
+    async def _recall(self, driver: Driver) -> None:
+        """Takes in what was stored just before: by this bot in its last life, or by a command."""
+        if not self._settings.atlas_lag_s:
+            return
+        since = datetime.now(UTC) - timedelta(seconds=self._settings.atlas_lag_s)
+        try:
+            found = await driver.aggregate(
+                [
+                    {"$match": documents.OURS | {"_id": {"$gte": ObjectId.from_datetime(since)}}},
+                    {"$sort": {"_id": -1}},
+                    {"$limit": _RECALLED},
+                ]
+            )
+        except ArchiveError as error:
+            _log.warning("The archive is away at the start: %s", error)
+            return
+        for document in reversed(found):
+            with suppress(ArchiveError):  # whoever reads it as an entry is told
+                self._recent.stored([documents.entry_of(document)])
 
     async def _prepare(self, driver: Driver) -> None:
         """Sees to the unique key before the first write, so that nothing is ever stored twice."""
@@ -292,7 +319,7 @@ class AtlasArchive:
         """The length of a model's vectors; None where nothing of it is stored."""
         if model_id not in self._dimensions:
             found = await self._opened().find(
-                {documents.MODEL: model_id}, (documents.VECTOR,), limit=1
+                documents.of_model(model_id), (documents.VECTOR,), limit=1
             )
             if not found:
                 return None

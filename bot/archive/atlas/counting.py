@@ -11,11 +11,11 @@ from bot.archive.atlas.documents import (
     OURS,
     POSTED,
     POSTED_US,
-    in_utc,
     with_microseconds,
 )
 from bot.archive.atlas.driver import Driver
-from bot.archive.port import Stats
+from bot.archive.port import ForbiddenError, Stats
+from bot.archive.rows import in_utc
 
 
 async def count(driver: Driver) -> Stats:
@@ -25,10 +25,11 @@ async def count(driver: Driver) -> Stats:
             {"$match": OURS},
             {"$group": {"_id": f"${MODEL}", "entries": {"$sum": 1}}},
             {"$sort": {"_id": 1}},
-        ]
+        ],
+        patient=True,
     )
     by_model = {row["_id"]: int(row["entries"]) for row in models}
-    channels = await driver.aggregate(_channels(several_models=len(by_model) > 1))
+    channels = await driver.aggregate(_channels(several_models=len(by_model) > 1), patient=True)
     channels.sort(key=lambda row: (-row["pictures"], row["_id"]["guild"], row["_id"]["channel"]))
     newest = max((_posted(row["newest"]) for row in channels), default=None)
     return Stats(
@@ -55,7 +56,8 @@ async def selected(driver: Driver, where: dict[str, Any]) -> tuple[int, int]:
                 }
             },
             {"$group": {"_id": None, "pictures": {"$sum": 1}, "all": {"$sum": "$documents"}}},
-        ]
+        ],
+        patient=True,
     )
     return (int(found[0]["all"]), int(found[0]["pictures"])) if found else (0, 0)
 
@@ -95,7 +97,10 @@ def _posted(newest: dict[str, Any]) -> Any:
 
 async def _size_bytes(driver: Driver) -> int | None:
     """Documents and indexes as small clusters count them: not compressed."""
-    found = await driver.aggregate([{"$collStats": {"storageStats": {}}}])
+    try:
+        found = await driver.aggregate([{"$collStats": {"storageStats": {}}}])
+    except ForbiddenError:
+        return None
     if not found:
         return None
     storage = found[0].get("storageStats", {})

@@ -6,7 +6,7 @@ where the first bot put them; the rest is what practice needed since.
 
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import bson
@@ -15,7 +15,7 @@ from bson.binary import VECTOR_SUBTYPE, Binary, BinaryVectorDtype
 from pymongo import ASCENDING, IndexModel
 
 from bot.archive.port import ArchiveError, Entry, EntryKey, Picture, PictureKey, Vector
-from bot.archive.rows import packed
+from bot.archive.rows import in_utc, packed
 
 VECTOR = "clip_embedding"
 MESSAGE = "discord_message_id"
@@ -58,6 +58,14 @@ INDEXES = [
 # Float32 vectors as BSON writes them: the type's code, and no padding.
 _FLOAT32 = bytes([BinaryVectorDtype.FLOAT32.value[0], 0])
 _UNIT_TOLERANCE = 1e-3
+
+
+def of_model(model_id: str | None) -> dict[str, Any]:
+    """What finds the documents of a model; None for those of any.
+
+    The type is said as well: MongoDB uses a partial index only where the query repeats its filter.
+    """
+    return OURS if model_id is None else {MODEL: {"$eq": model_id, "$type": "string"}}
 
 
 def key_filter(key: EntryKey) -> dict[str, Any]:
@@ -204,17 +212,6 @@ def entry_of(document: dict[str, Any]) -> Entry:
     return Entry(
         picture=picture_of(document), model_id=document[MODEL], embedding=vector_of(document)
     )
-
-
-def in_utc(moment: datetime) -> datetime:
-    """The moment in UTC.
-
-    Raises:
-        ArchiveError: It has no timezone.
-    """
-    if moment.tzinfo is None:
-        raise ArchiveError(f"The date {moment} has no timezone, so it cannot be ordered.")
-    return moment.astimezone(UTC)
 
 
 def with_microseconds(moment: datetime, below_ms: int) -> datetime:

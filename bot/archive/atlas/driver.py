@@ -8,7 +8,8 @@ import asyncio
 import inspect
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,6 +51,8 @@ _INDEX_NOT_FOUND = 27
 
 # A build that is cut off begins anew, so it is given its time.
 _BUILD_S = 3600.0
+# What reads the whole collection may take longer than a search; small clusters allow 300 s.
+_PATIENT_S = 290.0
 
 Write = UpdateOne | DeleteOne
 Document = dict[str, Any]
@@ -135,27 +138,35 @@ class Driver:
         *,
         sort: Sequence[str] = (),
         limit: int = 0,
+        patient: bool = False,
     ) -> list[Document]:
-        """Documents that fit, with these fields (all if none is named)."""
+        """Documents that fit, with these fields (all if none is named).
+
+        `patient` gives it the time to read the whole collection.
+        """
 
         async def run() -> list[Document]:
-            cursor = self._collection.find(where, dict.fromkeys(fields, 1) or None, limit=limit)
-            if sort:
-                cursor = cursor.sort([(name, 1) for name in sort])
-            found: list[Document] = await cursor.to_list(None)
-            return found
+            async with self._time(_PATIENT_S if patient else None):
+                cursor = self._collection.find(where, dict.fromkeys(fields, 1) or None, limit=limit)
+                if sort:
+                    cursor = cursor.sort([(name, 1) for name in sort])
+                found: list[Document] = await cursor.to_list(None)
+                return found
 
         return await self._call(run)
 
-    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """What an aggregation gives."""
+    async def aggregate(
+        self, pipeline: Sequence[Mapping[str, Any]], *, patient: bool = False
+    ) -> list[Document]:
+        """What an aggregation gives; `patient` as for `find`."""
 
         async def run() -> list[Document]:
-            cursor = self._collection.aggregate(list(pipeline))
-            if inspect.isawaitable(cursor):
-                cursor = await cursor
-            found: list[Document] = await cursor.to_list(None)
-            return found
+            async with self._time(_PATIENT_S if patient else None):
+                cursor = self._collection.aggregate(list(pipeline))
+                if inspect.isawaitable(cursor):
+                    cursor = await cursor
+                found: list[Document] = await cursor.to_list(None)
+                return found
 
         return await self._call(run)
 
@@ -176,30 +187,27 @@ class Driver:
 
         async def run() -> None:
             nonlocal left, raced
-            if not left:
-                return
-            try:
-                await self._collection.bulk_write([writes[index] for index in left], ordered=False)
-            except BulkWriteError as error:
-                failures = _failures(error, left)
-            else:
-                left = []
-                return
-            for failure in failures:
-                trouble = trouble_of(failure.code, failure.reason)
-                if trouble.hopeless:
-                    raise _Again(trouble)
-            # Two upserts of one key can race; the second then finds the first one's document.
-            again = [
-                one
-                for one in failures
-                if is_passing(one.code) or (one.code == _DUPLICATE_KEY and not raced)
-            ]
-            raced = raced or any(one.code == _DUPLICATE_KEY for one in again)
-            refused.extend(one for one in failures if one not in again)
-            left = [one.index for one in again]
-            if left:
-                raise _Again(trouble_of(again[0].code, again[0].reason))
+            while left:
+                writes_left = [writes[index] for index in left]
+                try:
+                    await self._collection.bulk_write(writes_left, ordered=False)
+                except BulkWriteError as error:
+                    failures = _failures(error, left)
+                else:
+                    failures = []
+                for failure in failures:
+                    trouble = trouble_of(failure.code, failure.reason)
+                    if trouble.hopeless:
+                        raise _Again(trouble)
+                passing = [one for one in failures if is_passing(one.code)]
+                # Two upserts of one key can race; the second then finds the first one's document.
+                lost = [one for one in failures if one.code == _DUPLICATE_KEY and not raced]
+                raced = raced or bool(lost)
+                again = [*passing, *lost]
+                refused.extend(one for one in failures if one not in again)
+                left = [one.index for one in again]
+                if passing:
+                    raise _Again(trouble_of(passing[0].code, passing[0].reason))
 
         await self._call(run)
         return refused
@@ -257,7 +265,7 @@ class Driver:
         """Makes b-tree indexes where they are missing, however long a large collection takes."""
 
         async def run() -> None:
-            with pymongo.timeout(_BUILD_S):
+            async with self._time(_BUILD_S):
                 await self._collection.create_indexes(list(models))
 
         await self._call(run)
@@ -286,6 +294,17 @@ class Driver:
                     raise
 
         await self._call(run)
+
+    @asynccontextmanager
+    async def _time(self, seconds: float | None) -> AsyncIterator[None]:
+        """Gives a call more time than the settings do; None gives it no more."""
+        if seconds is None:
+            yield
+            return
+        # The driver would look for a server that is away just as long, so one is asked first.
+        await self._collection.find_one({}, {"_id": 1})
+        with pymongo.timeout(seconds):
+            yield
 
     async def _call(self, run: Callable[[], Awaitable[_T]]) -> _T:
         if not self._open:

@@ -119,6 +119,8 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         index = next((one for one in await listed(driver) if one.name == name), None)
         if index is not None and index.serves(length) and index.status in ("READY", "STALE"):
             tell(f"The index {name} answers queries.")
+            if index.status == "STALE":
+                tell(stale(name))
             return
         status = index.status if index else "not listed yet"
         if status == "FAILED":
@@ -138,20 +140,25 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         pause_s = min(pause_s * 1.5, _LOOK_EVERY_S)
 
 
-async def inspect(driver: Driver, settings: BotSettings) -> Health:
-    """Looks at everything that Atlas would say nothing about."""
-    models = [
+async def stored(driver: Driver) -> list[Model]:
+    """What the collection holds, by model."""
+    return [
         Model(id=one["_id"], entries=one["entries"], dimensions=await _length(driver, one["_id"]))
         for one in await driver.aggregate(
             [
                 {"$match": documents.OURS},
                 {"$group": {"_id": f"${documents.MODEL}", "entries": {"$sum": 1}}},
                 {"$sort": {"_id": 1}},
-            ]
+            ],
+            patient=True,
         )
     ]
+
+
+async def inspect(driver: Driver, settings: BotSettings) -> Health:
+    """Looks at everything that Atlas would say nothing about."""
     health = Health(
-        models=models,
+        models=await stored(driver),
         unclaimed=await _count(driver, documents.UNCLAIMED),
         arrays=await _count(driver, documents.ARRAYS),
         indexes=await listed(driver),
@@ -177,6 +184,8 @@ def _judge(health: Health, prefix: str) -> None:
             f"{health.arrays} documents hold their vectors as arrays, three times as large as they "
             "need be: run `mapseek archive migrate`."
         )
+    if not health.indexes and not health.models:
+        health.hints.append("There is no search index yet: run `mapseek archive init`.")
     needed = {model.dimensions for model in health.models}
     for one in health.indexes:
         if one.dimensions is None:
@@ -190,13 +199,18 @@ def _judge(health: Health, prefix: str) -> None:
             )
 
 
+def stale(name: str) -> str:
+    """What is wrong with an index that does not follow any more."""
+    return (
+        f"{name} no longer follows the collection (STALE), so what was stored since is not found: "
+        "see the reason on the cluster's page; it is often a full disk."
+    )
+
+
 def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: str) -> None:
     wanted = indexes.name_for(prefix, length)
     if serving.status == "STALE":
-        health.problems.append(
-            f"{serving.name} no longer follows the collection (STALE), so what was stored since is "
-            "not found: see the reason on the cluster's page; it is often a full disk."
-        )
+        health.problems.append(stale(serving.name))
     elif serving.status not in ("READY", ""):
         health.hints.append(f"{serving.name} answers, and a newer one is {serving.status}.")
     if serving.legacy:
@@ -218,10 +232,10 @@ def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: st
 
 
 async def _length(driver: Driver, model_id: str) -> int:
-    found = await driver.find({documents.MODEL: model_id}, (documents.VECTOR,), limit=1)
+    found = await driver.find(documents.of_model(model_id), (documents.VECTOR,), limit=1)
     return documents.vector_of(found[0]).size if found else 0
 
 
 async def _count(driver: Driver, where: Mapping[str, Any]) -> int:
-    found = await driver.aggregate([{"$match": where}, {"$count": "documents"}])
+    found = await driver.aggregate([{"$match": where}, {"$count": "documents"}], patient=True)
     return int(found[0]["documents"]) if found else 0

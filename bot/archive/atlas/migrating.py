@@ -138,7 +138,7 @@ async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
 
 async def _page(driver: Driver, where: dict[str, Any], after: Any) -> list[Document]:
     behind = {} if after is None else {"_id": {"$gt": after}}
-    return await driver.find(where | behind, sort=("_id",), limit=_PAGE)
+    return await driver.find(where | behind, sort=("_id",), limit=_PAGE, patient=True)
 
 
 def _lacking(document: Document, model_id: str) -> dict[str, Any] | None:

@@ -15,11 +15,11 @@ from bot.archive.atlas.documents import (
     POSTED,
     SPOILER,
     VECTOR,
-    in_utc,
     picture_of,
 )
 from bot.archive.atlas.indexes import SearchIndex
 from bot.archive.port import Entry, Match, Picture, Query
+from bot.archive.rows import in_utc
 
 # The most that one `$vectorSearch` may look at, and so the most that is asked for.
 MOST = 10_000

@@ -72,6 +72,10 @@ _ALLOWED_SENTENCE = (
     "Atlas closes the connection before it begins: add this machine's address under Network Access "
     "in Atlas."
 )
+_PAGE_SENTENCE = (
+    "This MongoDB server does not know the command ({}): in Atlas, do it on the cluster's page; "
+    "other servers have no Vector Search."
+)
 _BUILDING_SENTENCE = (
     "The vector search index is still being built: `mapseek archive status` shows how far it is."
 )
@@ -82,11 +86,7 @@ _CODES: dict[int, Trouble] = {
     18: Trouble(sentence=_LOGIN_SENTENCE, hopeless=True),
     26: Trouble(sentence="The collection does not exist yet: run `mapseek archive init`."),
     50: Trouble(sentence="Atlas took longer than MAPSEEK_ATLAS_TIMEOUT_S allows.", passing=True),
-    59: Trouble(
-        sentence="This MongoDB server does not know the command ({}): in Atlas, do it on the "
-        "cluster's page; other servers have no Vector Search.",
-        forbidden=True,
-    ),
+    59: Trouble(sentence=_PAGE_SENTENCE, forbidden=True),
     8000: Trouble(sentence="Atlas refuses: {}.", hopeless=True),
     **dict.fromkeys(
         (115, 31082, 40324, 6047401), Trouble(sentence=_NO_SEARCH_SENTENCE, hopeless=True)
@@ -103,6 +103,11 @@ _WORDS: tuple[tuple[str, Trouble], ...] = (
     (
         r"is not allowed to do action",
         Trouble(sentence=_RIGHTS_SENTENCE.format("Atlas says so"), hopeless=True, forbidden=True),
+    ),
+    # What Atlas says to commands that small clusters do not have.
+    (
+        r"is not allowed or the syntax is incorrect|CMD_NOT_ALLOWED|not allowed in this atlas tier",
+        Trouble(sentence=_PAGE_SENTENCE.format("Atlas does not allow it here"), forbidden=True),
     ),
     (
         r"Search Index Management service|connecting to \S+:28000",

@@ -82,7 +82,8 @@ def _real_atlas(request: pytest.FixtureRequest) -> OpenArchive:
             used.append(name)
             client: MongoClient[dict[str, Any]] = MongoClient(REAL_ATLAS)
             with client:
-                client[settings.atlas_database][_REAL_COLLECTION].delete_many({})
+                for collection in (_REAL_COLLECTION, f"{_REAL_COLLECTION}_state"):
+                    client[settings.atlas_database][collection].delete_many({})
         async with opened(settings) as archive:
             yield archive
 

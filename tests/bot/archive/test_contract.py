@@ -286,6 +286,10 @@ async def test_a_date_without_a_timezone_is_refused(
     naive = datetime(2024, 1, 1)  # noqa: DTZ001 - the point
     with pytest.raises(ArchiveError, match="timezone"):
         await archive.upsert_many([make_entry(posted_at=naive)])
+    before_the_first_year = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=10)))
+    with pytest.raises(ArchiveError, match="beyond the calendar"):
+        await archive.upsert_many([make_entry(), make_entry(posted_at=before_the_first_year)])
+    assert await stored(archive) == []
 
 
 async def test_values_that_no_database_takes_are_refused(

@@ -275,6 +275,10 @@ def test_the_command(
     same = mapseek("copy", "--from", "embedded", "--to", "mapseek.db")
     assert same.exit_code == 2
     assert "both" in same.stderr
+    misspelt = mapseek("copy", "--from", "embedded", "--to", "atlass")
+    assert misspelt.exit_code == 2
+    assert "no archive called atlass" in misspelt.stderr
+    assert not (tmp_path / "atlass").exists()
     missing = mapseek("copy", "--from", "none.db", "--to", "other.db")
     assert missing.exit_code == 1
     assert not (tmp_path / "none.db").exists()

@@ -123,16 +123,30 @@ def test_init_says_how_far_it_is_and_when_to_stop_waiting(typed: Any, atlas: Atl
     assert "goes on building" in result.output
 
 
-def test_where_commands_are_not_allowed_init_prints_what_to_type(typed: Any, atlas: Atlas) -> None:
-    atlas.proxy.fail(
-        "createSearchIndexes",
-        times=10,
-        refusal=refusing(59, "no such command: 'createSearchIndexes'", "CommandNotFound"),
-    )
-    result = typed("init", "--dimensions", "2")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (59, "no such command: 'createSearchIndexes'"),
+        (8000, "createSearchIndexes is not allowed or the syntax is incorrect, see the Atlas docs"),
+        (13, "not authorized on mapseek to execute command"),
+    ],
+)
+async def test_where_commands_are_not_allowed_init_prints_what_to_type(
+    typed: Any, atlas: Atlas, database: str, make_entry: MakeEntry, code: int, words: str
+) -> None:
+    await filled(atlas, database, make_entry)
+    refused = refusing(code, words)
+
+    def no_listing(command: dict[str, Any]) -> dict[str, Any] | None:
+        return refused(command) if "$listSearchIndexes" in command["pipeline"][0] else None
+
+    atlas.proxy.fail("aggregate", times=1000, refusal=no_listing)
+    atlas.proxy.fail("createSearchIndexes", times=10, refusal=refused)
+    result = await asyncio.to_thread(typed, "init")
     assert result.exit_code == 1
     page = result.stdout
     assert "mapseek_2" in page
+    # For what is stored, though the indexes cannot be listed.
     assert json.loads(page[page.index("{") :])["fields"][0]["numDimensions"] == 2
 
 
@@ -150,6 +164,9 @@ async def test_status_tells_what_atlas_keeps_silent_about(
         result = typed("status", "--json")
         return result.exit_code, json.loads(result.stdout)
 
+    code, health = await asyncio.to_thread(status)
+    assert (code, health["problems"]) == (0, [])
+    assert "run `mapseek archive init`" in health["hints"][0]
     await filled(atlas, database, make_entry)
     code, health = await asyncio.to_thread(status)
     assert code == 1
@@ -164,6 +181,8 @@ async def test_status_tells_what_atlas_keeps_silent_about(
     code, health = await asyncio.to_thread(status)
     assert code == 1
     assert "no longer follows" in health["problems"][0]
+    again = await asyncio.to_thread(typed, "init", "--dimensions", "2")
+    assert "no longer follows" in again.output
     index.update(status="FAILED", queryable=False)
     code, health = await asyncio.to_thread(status)
     assert code == 1

@@ -14,7 +14,7 @@ from pymongo import MongoClient
 from bot.archive.atlas import AtlasArchive
 from bot.archive.atlas.driver import Driver
 from bot.archive.atlas.troubles import trouble_of
-from bot.archive.port import ArchiveError, ForbiddenError, Query
+from bot.archive.port import ArchiveError, ForbiddenError, Query, Selection
 from bot.settings import BotSettings
 from inference.errors import StartupError
 from tests.bot.archive.atlas.proxy import refusing
@@ -22,6 +22,7 @@ from tests.bot.archive.atlas.secantus import MISSING, Secantus
 from tests.bot.archive.conftest import MODEL, MakeEntry, unit
 from tests.bot.conftest import Atlas, opened
 
+SMALL = "is not allowed or the syntax is incorrect, see the Atlas documentation"
 QUOTA = "you are over your space quota, using 513 MB of 512 MB"
 
 
@@ -182,9 +183,12 @@ async def test_connections_that_break_leave_no_trace(
     async with opened(atlas.settings(database)) as archive:
         atlas.proxy.fail("update", times=4, drop=drop)
         await archive.upsert_many(entries)
-        atlas.proxy.fail("delete", times=3, drop=drop)
-    with atlas.collection(database) as collection:
-        assert collection.count_documents({}) == 30
+        with atlas.collection(database) as collection:
+            assert collection.count_documents({}) == 30
+            atlas.proxy.fail("delete", times=3, drop=drop)
+            gone = frozenset(one.picture.key.message_id for one in entries[:10])
+            assert await archive.delete(Selection(message_ids=gone)) == 10
+            assert collection.count_documents({}) == 20
 
 
 async def test_the_budget_ends_what_does_not_pass(
@@ -201,14 +205,25 @@ async def test_the_budget_ends_what_does_not_pass(
 
 
 async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(
-    atlas: Atlas, database: str, make_entry: MakeEntry
+    atlas: Atlas, database: str
 ) -> None:
     async with opened(atlas.settings(database, atlas_retry_s=0, atlas_timeout_s=0.5)) as archive:
         how = {"failCommands": ["aggregate"], "blockConnection": True, "blockTimeMS": 3000}
         atlas.server.command("configureFailPoint", "failCommand", mode={"times": 1}, data=how)
         try:
             with pytest.raises(ArchiveError, match=r"MAPSEEK_ATLAS_TIMEOUT_S|does not answer"):
-                await archive.stats()
+                await archive.embeddings(["a" * 64], MODEL)
+        finally:
+            atlas.server.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_what_reads_the_whole_collection_gets_its_time(atlas: Atlas, database: str) -> None:
+    settings = atlas.settings(database, atlas_retry_s=0, atlas_timeout_s=0.5)
+    async with opened(settings) as archive:
+        how = {"failCommands": ["aggregate"], "blockConnection": True, "blockTimeMS": 1500}
+        atlas.server.command("configureFailPoint", "failCommand", mode={"times": 1}, data=how)
+        try:
+            assert (await archive.stats()).pictures == 0
         finally:
             atlas.server.command("configureFailPoint", "failCommand", mode="off")
 
@@ -244,6 +259,7 @@ async def test_the_driver_is_set_up_for_a_bot() -> None:
         (115, "anything", "no Vector Search"),
         (40324, "Unrecognized pipeline stage name: '$vectorSearch'", "no Vector Search"),
         (59, "no such command: 'createSearchIndexes'", "cluster's page"),
+        (8000, f"createSearchIndexes {SMALL}", "cluster's page"),
         (6, "Error connecting to localhost:28000 :: caused by", "search server .* is down"),
         (125, "Error connecting to Search Index Management service.", "search server .* is down"),
         (8, "cannot query vector index x while in state INITIAL_SYNC", "still being built"),
