@@ -509,7 +509,7 @@ def fuzz(
 
     Ctrl-C ends it with what was seen so far.
     """
-    from benchmarks.fuzz import FuzzOptions, bench_fuzz
+    from benchmarks.fuzz.bench import FuzzOptions, bench_fuzz
 
     _check_writable(json, out / "finding")
     options = FuzzOptions(model=_folder(model), minutes=minutes, out=out, seed=seed)
