@@ -153,6 +153,49 @@ def peers(
 
 
 @app.command()
+def overhead(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, help="Length of each measurement of a round.")
+    ] = 1.5,
+    images: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images a message; repeat for several. 1, 8, 32 if unset"),
+    ] = None,
+    side: Annotated[
+        int, typer.Option(min=4, max=512, help="Side of the pixels that are sent.")
+    ] = 224,
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what a call costs: a .png or .svg file."),
+    ] = None,
+) -> None:
+    """What a call costs beside the model, and how many one event loop lets through.
+
+    [dim]mapseek bench overhead --plot overhead.png[/]
+
+    The model costs next to nothing, and an empty gRPC server takes the same messages in turn.
+
+    Ctrl-C ends it with the figures so far.
+    """
+    from benchmarks.overhead.bench import OverheadOptions, bench_overhead
+
+    _check_outputs(json, plot)
+    options = OverheadOptions(
+        rounds=rounds, seconds=seconds, images=images or (1, 8, 32), side=side
+    )
+    with _progress() as progress:
+        report, rows = bench_overhead(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_overhead
+
+        plot_overhead(rows, report.machine.cpu, plot)
+
+
+@app.command()
 def engine(
     *,
     model: Annotated[

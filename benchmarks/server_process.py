@@ -87,6 +87,8 @@ def run_server(
                 **kept,
                 "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
                 "MAPSEEK_LOG_LEVEL": "warning",
+                # Should a library crash, its stack is among the last words.
+                "PYTHONFAULTHANDLER": "1",
                 **given,
                 "MAPSEEK_MODEL": str(model.resolve()),
                 "MAPSEEK_LISTEN": address,

@@ -71,6 +71,7 @@ async def try_server(
         seen.endings["raw frames"][await _connect(server.address, connection)] += 1
         if not _died(server, connection, "raw frames", seen):
             seen.valid[await _is_answered_right(channel, question)] += 1
+            _died(server, connection, "after raw frames", seen)
 
 
 async def _is_answered_right(channel: grpc.aio.Channel, question: Question) -> bool:
@@ -92,7 +93,7 @@ def _died(server: RunningServer, data: bytes, what: str, seen: Seen) -> bool:
     """Whether the server has ended; if so, keeps what it was sent last."""
     if server.alive:
         return False
-    words = " | ".join(server.last_words()[-3:])
+    words = " | ".join(server.last_words())
     seen.found("killed", data, f"{what}: exit status {server.process.returncode}: {words}")
     return True
 
