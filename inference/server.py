@@ -32,6 +32,7 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineLostError, StartupError
+from inference.listening import Listener
 from inference.malformed import MalformedInterceptor
 from inference.oip import service as oip
 from inference.pipeline import Limits, Pipeline
@@ -55,9 +56,6 @@ EXIT_ENGINE_FAILED = os.EX_SOFTWARE
 
 # How long the last answers and statuses may take to reach their callers once all work is done.
 _FLUSH_S = 1.0
-# How often, and how long apart, a port that gRPC let go of is bound again.
-_REBINDS = 100
-_REBIND_PAUSE_S = 0.05
 
 _log = logging.getLogger("mapseek.server")
 
@@ -140,15 +138,15 @@ class RunningServer:
         )
         self._pipeline: Pipeline | None = None
         self._ready = asyncio.Event()
-        self._grpc = self._build()
-        self.address = bind.listen(self._grpc, settings)
+        self._listener = Listener(self._build, settings)
+        self.address = self._listener.address
 
     async def start(self) -> None:
         """Starts answering, and loading the model."""
-        await self._grpc.start()
+        await self._listener.start()
         _log.info("listening on %s, loading %s", self.address, self._settings.model)
         self._life = asyncio.create_task(self._live(), name="server")
-        self._listening = asyncio.create_task(self._keep_listening(), name="listening")
+        self._listening = asyncio.create_task(self._listener.keep(), name="listening")
 
     @property
     def serving(self) -> bool:
@@ -198,40 +196,11 @@ class RunningServer:
             _log.warning("%d calls did not finish within %g s and are cut off", self.calls, drain_s)
         if self._pipeline is not None:
             await self._pipeline.close(grace_s=0.0)
-        await self._grpc.stop(_FLUSH_S)
+        await self._listener.stop(_FLUSH_S)
         self._life.cancel()
         # Whatever it ended with has been told by `ready` or `ended`.
         with suppress(asyncio.CancelledError, Exception):
             await self._life
-
-    async def _keep_listening(self) -> None:
-        """Listens anew whenever gRPC stops by itself.
-
-        It does so at a call whose method is no UTF-8, which any stranger may send (found by
-        `mapseek bench fuzz` in grpcio 1.85.1). What is running then is cut off as UNAVAILABLE.
-
-        Raises:
-            StartupError: The address cannot be bound again.
-        """
-        settings = self._settings.model_copy(update={"listen": self.address})
-        while True:
-            try:
-                # A cancelled wait would cancel what `stop` waits for, too.
-                await asyncio.shield(self._grpc.wait_for_termination())
-            except Exception as error:  # noqa: BLE001  whatever it was, the port is closed
-                _log.error("gRPC stopped by itself (%r); listening anew", error)
-            await self._grpc.stop(None)
-            for left in reversed(range(_REBINDS)):
-                server = self._build()
-                try:
-                    bind.listen(server, settings)
-                    break
-                except StartupError:
-                    if not left:
-                        raise
-                    await asyncio.sleep(_REBIND_PAUSE_S)
-            await server.start()
-            self._grpc = server
 
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
