@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from mapseek.oip import open_inference_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
@@ -35,6 +34,7 @@ from inference.errors import EngineLostError, StartupError
 from inference.listening import Listener
 from inference.malformed import MalformedInterceptor
 from inference.oip import service as oip
+from inference.oip import wire
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
@@ -229,7 +229,7 @@ class RunningServer:
         )
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._oip, server)
+        wire.add_to(server, self._oip)
         reflection.enable(server, [service.SERVICE_NAME, oip.SERVICE_NAME, probes.SERVICE_NAME])
         return server
 

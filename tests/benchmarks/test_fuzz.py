@@ -20,6 +20,7 @@ from inference.artifact import Preprocessing
 from inference.errors import InvalidInputError
 from inference.oip import tensors
 from inference.oip.models import IMAGES, PIXELS, Model, Tensor
+from inference.oip.wire import parse
 from inference.preprocess import Preprocessor
 
 CORPUS = list(seeds().items())
@@ -68,7 +69,7 @@ def test_anything_can_be_spoilt(data: bytes, chance: random.Random) -> None:
 def test_a_spoilt_question_is_read_or_refused(chance: random.Random) -> None:
     (infer,) = [method for method in METHODS if method.name == "ModelInfer"]
     with suppress(DecodeError, InvalidInputError):
-        request = oip.ModelInferRequest.FromString(message(infer, CORPUS, chance))
+        request = parse(message(infer, CORPUS, chance))
         question = tensors.read(request, MODEL)
         assert len(question.items) == request.inputs[0].shape[0]
 
@@ -80,7 +81,7 @@ def test_questions_are_right_and_wrong_in_turn() -> None:
     for _ in range(400):
         with suppress(DecodeError, InvalidInputError):
             sent = message(infer, CORPUS, chance)
-            right += bool(tensors.read(oip.ModelInferRequest.FromString(sent), MODEL).items)
+            right += bool(tensors.read(parse(sent), MODEL).items)
     assert 20 < right < 380
 
 
