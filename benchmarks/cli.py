@@ -515,7 +515,8 @@ def chaos(
 
     It exits with 1 where a call was lost or answered wrongly, or a promise was not kept.
     """
-    from benchmarks.chaos import NAMES, ChaosOptions, bench_chaos
+    from benchmarks.chaos.bench import NAMES, bench_chaos
+    from benchmarks.chaos.outcome import ChaosOptions
 
     _check_writable(json)
     unknown = [name for name in only or () if name not in NAMES]
