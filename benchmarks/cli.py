@@ -242,6 +242,61 @@ def engine(
 
 
 @app.command()
+def gpu(
+    *,
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder, best in fp16.")
+    ],
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="cuda, tensorrt or both; cpu rehearses the run. Both if unset"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the report; what is there is kept.")
+    ] = Path("results/gpu/report"),
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Batch size; repeat for several. 1 to 64 if unset"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of what is measured in rounds.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement.")] = 3.0,
+    gflop: Annotated[
+        float, typer.Option(min=0.001, help="Arithmetic of one image; that of ViT-B/32 if unset.")
+    ] = 8.8,
+) -> None:
+    """The model against the card's limit, the server against the model, memory that runs out.
+
+    [dim]benchmarks/gpu.sh[/] exports a model and runs this, unattended.
+
+    Each step is a process of its own; one that fails is told, and ends nothing else.
+
+    Ctrl-C stops it; the same command goes on after the last step that is done.
+    """
+    from benchmarks.gpu.bench import GpuOptions, bench_gpu
+
+    chosen = tuple(provider or ("cuda", "tensorrt"))
+    if chosen != ("cpu",) and not set(chosen) <= {"cuda", "tensorrt"}:
+        raise typer.BadParameter(
+            "Take cuda, tensorrt or both, or cpu alone.", param_hint="--provider"
+        )
+    _check_writable(out / "report.json")
+    options = GpuOptions(
+        model=model,
+        providers=chosen,  # type: ignore[arg-type]  # checked above
+        out=out,
+        rounds=rounds,
+        seconds=seconds,
+        batches=batch or (1, 2, 4, 8, 16, 32, 64),
+        gflop=gflop,
+    )
+    with _progress() as progress:
+        report = bench_gpu(options, progress)
+    _publish(report, None)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def preprocess(
     *,
     model: Model = None,
