@@ -30,6 +30,8 @@ DOCUMENTED = frozenset(
         "NOT_FOUND",
     }
 )
+# Spoilt frames can let the server listen anew, see docs/operations.md. gRPC has two words for it.
+_CUT_OFF = frozenset({"UNAVAILABLE", "CANCELLED"})
 _ANSWER_S = 30.0
 # How long a connection of raw frames is listened to.
 _FRAMES_S = 0.05
@@ -60,7 +62,7 @@ async def try_server(
             method = chance.choice(methods)
             sent = message(method, corpus, chance)
             status = await _call(channel, method, sent)
-            if status == "UNAVAILABLE":  # the server listens anew, see docs/operations.md
+            if status in _CUT_OFF:
                 status = await _call(channel, method, sent)
             seen.endings[method.name][status] += 1
             if _died(server, sent, method.path, seen):
@@ -86,8 +88,7 @@ async def _is_answered_right(channel: grpc.aio.Channel, question: Question) -> b
             answer = await embed(request, timeout=_ANSWER_S, wait_for_ready=True)
             break
         except grpc.aio.AioRpcError as error:
-            # The frames before may have let the server listen anew, which cuts calls off.
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or not tries_left:
+            if error.code().name not in _CUT_OFF or not tries_left:
                 return False
     off = np.abs(np.array(answer.embedding.values, np.float32) - question.embedding).max()
     return bool(off <= TOLERANCE)
