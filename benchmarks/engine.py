@@ -3,9 +3,11 @@
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +52,9 @@ class Case:
         model_id: Which model.
         precision: Its arithmetic.
         threads: Threads of one run.
+        runs: How many runs go on at once.
         batch: Pictures in one run.
-        engine: What runs it.
+        engine: The model.
         image_size: Side of its pictures, in pixels.
         runs_s: Seconds of every run so far.
     """
@@ -59,6 +62,7 @@ class Case:
     model_id: str
     precision: str
     threads: int
+    runs: int
     batch: int
     engine: Engine
     image_size: int
@@ -68,16 +72,27 @@ class Case:
         """Runs the batch again and again for a while; the first run only wakes the threads."""
         shape = (self.batch, self.image_size, self.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self.engine.embed(pixels)
-        end = time.perf_counter() + seconds
-        while (started := time.perf_counter()) < end:
-            self.engine.embed(pixels)
-            self.runs_s.append(time.perf_counter() - started)
+        cores = self.engine.cores
+        embed: Callable[[Any], object] = self.engine.embed
+        if cores is not None and self.runs > 1:
+            embed = cores.embed
+
+        def repeat(_: int) -> None:
+            embed(pixels)
+            end = time.perf_counter() + seconds
+            while (started := time.perf_counter()) < end:
+                embed(pixels)
+                self.runs_s.append(time.perf_counter() - started)
+
+        with ThreadPoolExecutor(self.runs) as pool:
+            list(pool.map(repeat, range(self.runs)))
 
     @property
     def images_per_s(self) -> float:
         """Throughput over all runs."""
-        return self.batch * len(self.runs_s) / sum(self.runs_s) if self.runs_s else float("nan")
+        if not self.runs_s:
+            return float("nan")
+        return self.runs * self.batch * len(self.runs_s) / sum(self.runs_s)
 
 
 def bench_engine(options: EngineBenchOptions, progress: Progress) -> Report:
@@ -115,6 +130,7 @@ def bench_engine(options: EngineBenchOptions, progress: Progress) -> Report:
                     "model_id": case.model_id,
                     "precision": case.precision,
                     "threads": case.threads,
+                    "runs": case.runs,
                     "batch": case.batch,
                     "latency": Latency.of(case.runs_s),
                     "images_per_s": case.images_per_s,
@@ -144,15 +160,20 @@ def _load(options: EngineBenchOptions, progress: Progress) -> list[Case]:
             ),
         )
         engine.warm_up()
+        ways = [(count, 1)]
+        if engine.cores is not None and engine.cores.count > 1:
+            ways.append((1, engine.cores.count))
         cases += [
             Case(
                 model_id=artifact.manifest.model_id,
                 precision=artifact.manifest.precision,
-                threads=count,
+                threads=threads_of_a_run,
+                runs=runs,
                 batch=batch,
                 engine=engine,
                 image_size=artifact.manifest.preprocessing.image_size,
             )
+            for threads_of_a_run, runs in ways
             for batch in options.batches
         ]
     return cases
@@ -164,7 +185,7 @@ def _measure(cases: Sequence[Case], options: EngineBenchOptions, progress: Progr
         for position, case in enumerate(order):
             progress(
                 f"round {number + 1} of {options.rounds}: {case.precision}, "
-                f"{case.threads} threads, batch {case.batch}",
+                f"{_threads(case)} threads, batch {case.batch}",
                 (number + position / len(order)) / options.rounds,
             )
             case.measure(options.seconds)
@@ -175,16 +196,17 @@ def _table(cases: Sequence[Case], provider: str) -> Table:
     several = len({case.model_id for case in cases}) > 1
     rows = []
     smallest = {
-        (case.model_id, case.threads): case for case in sorted(cases, key=lambda case: -case.batch)
+        (case.model_id, case.threads, case.runs): case
+        for case in sorted(cases, key=lambda case: -case.batch)
     }
     for case in cases:
         latency = Latency.of(case.runs_s)
         name = f"{case.model_id} " if several else ""
-        base = smallest[case.model_id, case.threads]
+        base = smallest[case.model_id, case.threads, case.runs]
         rows.append(
             (
                 f"{name}{case.precision}",
-                case.threads,
+                _threads(case),
                 case.batch,
                 case.images_per_s,
                 case.images_per_s / base.images_per_s,
@@ -210,7 +232,13 @@ def _table(cases: Sequence[Case], provider: str) -> Table:
             "p50 ms/image",
         ),
         rows=rows,
-        notes=[f"most images/s: {best.precision}, {best.threads} threads, batches of {best.batch}"]
+        notes=[
+            f"most images/s: {best.precision}, {_threads(best)} threads, batches of {best.batch}"
+        ]
         if best
         else [],
     )
+
+
+def _threads(case: Case) -> str:
+    return str(case.threads) if case.runs == 1 else f"{case.runs} x {case.threads}"

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from inference.artifact import IMAGE_TOWER, TEXT_TOWER, TOKENIZER, Artifact, Precision
 from inference.errors import InvalidInputError, StartupError
 from inference.providers import EngineOptions, Graph, open_tower
-from inference.tower import Embeddings, Tower
+from inference.tower import Cores, Embeddings, Tower
 
 __all__ = [
+    "Cores",
     "Embeddings",
     "Engine",
     "EngineOptions",
@@ -31,7 +32,10 @@ _INPUTS = {IMAGE_TOWER: "pixels", TEXT_TOWER: "input_ids"}
 
 
 class Engine(Protocol):
-    """A model that embeds pictures, one batch at a time, on whichever thread calls it."""
+    """A model that embeds pictures, one batch at a time, on whichever thread calls it.
+
+    Or by its `cores`, where it has them, a batch on each core at a time.
+    """
 
     @property
     def provider(self) -> str:
@@ -40,6 +44,10 @@ class Engine(Protocol):
     @property
     def max_batch(self) -> int:
         """Most pictures that `embed` takes at once."""
+
+    @property
+    def cores(self) -> Cores | None:
+        """The same model for single cores; None where a run takes the whole device."""
 
     def embed(self, items: Sequence[Pixels] | Pixels, /) -> Embeddings:
         """Embeds pictures.
@@ -73,6 +81,10 @@ class TextEngine(Protocol):
     @property
     def max_batch(self) -> int:
         """Most texts that `embed` takes at once."""
+
+    @property
+    def cores(self) -> Cores | None:
+        """The same model for single cores; None where a run takes the whole device."""
 
     def tokenise(self, text: str) -> TokenIds:
         """Turns a text into token ids int64 [T], padded or cut to the model's context.
@@ -148,6 +160,11 @@ class OnnxTextEngine:
     def max_batch(self) -> int:
         """Most texts that `embed` takes at once."""
         return self._tower.max_batch
+
+    @property
+    def cores(self) -> Cores | None:
+        """The tower for single cores."""
+        return self._tower.cores
 
     def tokenise(self, text: str) -> TokenIds:
         """Turns a text into token ids int64 [T]; see `TextEngine`."""

@@ -12,8 +12,8 @@ class Health:
 
     Unhealthy are: an engine that fails on what it could do before, a run that hangs, a broken
     batching loop. Several failed runs in a row are only a doubt, since pictures may be at fault;
-    see `Recovery`. A run that succeeds heals all but the broken loop. Lives on the event loop's
-    thread.
+    see `Recovery`. A run that succeeds heals all but the broken loop, once no run hangs. Lives on
+    the event loop's thread.
 
     Args:
         on_change: Called with the new state and the reason, at every flip.
@@ -22,7 +22,7 @@ class Health:
     Attributes:
         healthy: The bit.
         reason: Why it is what it is.
-        hangs: Whether it is a run that does not return.
+        hanging: How many runs do not return.
         in_doubt: Set from the first doubt until the next run that succeeds.
     """
 
@@ -35,21 +35,19 @@ class Health:
         self._broken = False
         self.healthy = True
         self.reason = ""
-        self.hangs = False
+        self.hanging = 0
         self.in_doubt = asyncio.Event()
 
     def succeeded(self) -> None:
         """A run came back well."""
         self._failures = 0
-        if self.in_doubt.is_set():
+        if self.in_doubt.is_set() and not self.hanging:
             self.in_doubt.clear()
-            self.hangs = False
             if not self._broken:
                 self._flip("a run succeeded", healthy=True)
 
     def failed(self, error: BaseException) -> None:
         """A run failed."""
-        self.hangs = False
         self._failures += 1
         if self._failures > self._failures_allowed:
             _log.debug("%d runs in a row failed, lastly: %s", self._failures, error)
@@ -57,7 +55,6 @@ class Health:
 
     def relapsed(self, error: BaseException) -> None:
         """A run failed on what the engine could do before."""
-        self.hangs = False
         self.in_doubt.set()
         self._flip(
             f"{self._failures} runs in a row failed, and then one that should not: {error}",
@@ -66,9 +63,13 @@ class Health:
 
     def hung(self, seconds: float) -> None:
         """A run has been going on for too long."""
-        self.hangs = True
+        self.hanging += 1
         self.in_doubt.set()
         self._flip(f"a run has been going on for more than {seconds:g} s", healthy=False)
+
+    def returned(self) -> None:
+        """A run that hung came back; whether it went well is told next."""
+        self.hanging -= 1
 
     def broke(self, error: BaseException) -> None:
         """The batching loop itself failed; only a new process heals that."""

@@ -9,15 +9,12 @@ Metrics: `mapseek.embed.duration` by stage and lane, `mapseek.batch.size`, `maps
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
-from inference.batcher import Batched
 from inference.errors import (
     InvalidInputError,
     OverloadedError,
@@ -25,7 +22,6 @@ from inference.errors import (
     UnavailableError,
 )
 from inference.lanes import Lane
-from inference.threads import Ran
 
 _tracer = trace.get_tracer("mapseek.inference")
 _meter = metrics.get_meter("mapseek.inference")
@@ -65,81 +61,100 @@ def rejected(error: BaseException) -> None:
 class Observation:
     """One item on its way; made when it is accepted, and told what happens to it.
 
+    Args:
+        lane: How urgent it is.
+        stage: Where it is first: "decode", or "queue" where it is decoded after it waited.
+
     Attributes:
         span: The caller's span, for the link from the batch.
+        since: When it entered the stage where it is, as `time.perf_counter` tells it.
     """
 
-    __slots__ = ("_lane", "_queued_ns", "_queued_s", "_started", "_started_ns", "span")
+    __slots__ = ("_lane", "_stage", "_started", "_started_ns", "since", "span")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, stage: str) -> None:
         self.span = trace.get_current_span()
         self._lane = lane
-        self._started = time.perf_counter()
+        self._started = self.since = time.perf_counter()
         self._started_ns = time.time_ns()
-        self._queued_ns = 0
-        self._queued_s = 0.0
+        self._stage = stage
         _depth.add(1, _BY_LANE[lane])
 
-    def decoded(self, ran: Ran[Any]) -> None:
-        """It is decoded and joins the queue for the engine."""
-        self._queued_s = ran.waited_s
-        _duration.record(ran.ran_s, _BY_STAGE[self._lane, "decode"])
+    def decoded(self, began: float, seconds: float, *, waited_s: float = 0.0) -> None:
+        """It was decoded, from `began` on, as `time.perf_counter` tells it."""
+        _duration.record(seconds, _BY_STAGE[self._lane, "decode"])
         if self.span.is_recording():
-            self._queued_ns = time.time_ns()
-            start_ns = self._started_ns + _ns(ran.waited_s)
-            span = self._child("decode", start_ns)
-            span.set_attribute("mapseek.waited_s", ran.waited_s)
-            span.end(start_ns + _ns(ran.ran_s))
+            self._child("decode", began, seconds, {"mapseek.waited_s": waited_s})
 
-    def embedded(self, batched: Batched[Any]) -> None:
-        """It is embedded."""
-        lane = self._lane
-        _duration.record(self._queued_s + batched.queue_s, _BY_STAGE[lane, "queue"])
-        _duration.record(batched.run_s, _BY_STAGE[lane, "inference"])
-        _duration.record(time.perf_counter() - self._started, _BY_STAGE[lane, "total"])
+    def waited(self, began: float, seconds: float, batch_size: int) -> None:
+        """It waited for its batch of so many items, from `began` on."""
         if self.span.is_recording():
-            span = self._child("queue", self._queued_ns)
-            span.set_attribute("mapseek.batch.size", batched.batch_size)
-            span.end(self._queued_ns + _ns(batched.queue_s))
+            self._child("queue", began, seconds, {"mapseek.batch.size": batch_size})
+
+    def entered(self, stage: str, *, since: float | None = None) -> None:
+        """It is at another stage now, or was from `since` on."""
+        self._stage, self.since = stage, time.perf_counter() if since is None else since
+
+    def embedded(self, *, queue_s: float, inference_s: float) -> None:
+        """It is embedded, after so many seconds of waiting in all, and of the model."""
+        lane = self._lane
+        _duration.record(queue_s, _BY_STAGE[lane, "queue"])
+        _duration.record(inference_s, _BY_STAGE[lane, "inference"])
+        _duration.record(time.perf_counter() - self._started, _BY_STAGE[lane, "total"])
 
     def failed(self, error: BaseException) -> None:
         """It gets no embedding."""
         rejected(error)
         if self.span.is_recording():
-            stage = "queue" if self._queued_ns else "decode"
-            span = self._child(stage, self._queued_ns or self._started_ns)
-            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
-            span.end()
+            since = self.since
+            self._child(self._stage, since, time.perf_counter() - since, {}, error)
 
     def left(self) -> None:
         """It is answered, one way or the other."""
         _depth.add(-1, _BY_LANE[self._lane])
 
-    def _child(self, name: str, start_ns: int) -> Span:
-        parent = trace.set_span_in_context(self.span, Context())
-        return _tracer.start_span(
-            name, parent, start_time=start_ns, attributes={"mapseek.lane": self._lane.value}
+    def _child(
+        self,
+        name: str,
+        began: float,
+        seconds: float,
+        attributes: Mapping[str, float],
+        error: BaseException | None = None,
+    ) -> None:
+        start_ns = self._started_ns + int((began - self._started) * 1e9)
+        span = _tracer.start_span(
+            name,
+            trace.set_span_in_context(self.span, Context()),
+            start_time=start_ns,
+            attributes={"mapseek.lane": self._lane.value, **attributes},
         )
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+        span.end(start_ns + int(seconds * 1e9))
 
 
-@contextmanager
-def batch(kind: str, members: Sequence[Span]) -> Iterator[None]:
-    """Surrounds a run of the engine; `members` are the spans of the callers of its items."""
+def batch(
+    kind: str, members: Sequence[Span], *, began: float, error: BaseException | None = None
+) -> None:
+    """A run of the engine is over that began when `time.perf_counter` said so.
+
+    `members` are the spans of the callers of its items.
+    """
     _batch_size.record(len(members), {"kind": kind})
     recorded = [span for span in members if span.is_recording()]
     if not recorded:
-        yield
         return
-    with _tracer.start_as_current_span(
+    ended_ns = time.time_ns()
+    span = _tracer.start_span(
         "batch",
         Context(),
         links=[Link(span.get_span_context()) for span in recorded],
         attributes={"mapseek.batch.size": len(members), "mapseek.batch.kind": kind},
-    ) as span:
-        for member in recorded:
-            member.add_link(span.get_span_context())
-        yield
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+        start_time=ended_ns - int((time.perf_counter() - began) * 1e9),
+    )
+    for member in recorded:
+        member.add_link(span.get_span_context())
+    if error is not None:
+        span.record_exception(error)
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+    span.end(ended_ns)

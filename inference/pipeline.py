@@ -2,19 +2,27 @@
 
     admission ▶ decode threads ▶ batcher ▶ the engine's thread
 
-One `Pipeline` serves both kinds: they share the bound on work, the decode threads and the engine's
-thread, and each has a batcher of its own. Everything here lives on one event loop.
+is the way where one run takes the whole device: a GPU, or a large model on the CPU. A small model
+on the CPU, of which each core can run a batch of its own, is reached by
+
+    admission ▶ a batcher for each lane ▶ threads that decode and run, as many as cores
+
+without a hand-over between two threads that want the same core. The threads of the bulk lane are
+nicer than those of the interactive one, so the system lets interactive work pass at any moment.
+
+One `Pipeline` serves pictures and texts: they share the bound on work and the threads, and each
+has batchers of its own. Everything here lives on one event loop.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from opentelemetry import trace
 
 from inference import observation
@@ -23,7 +31,6 @@ from inference.batcher import Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
 from inference.errors import (
     EngineMemoryError,
-    InferenceError,
     InvalidInputError,
     UnavailableError,
     UnsupportedError,
@@ -32,11 +39,12 @@ from inference.health import Health
 from inference.lanes import Lane
 from inference.observation import Observation
 from inference.recovery import Pace, Recovery
-from inference.threads import LaneThreads, Ran
+from inference.runs import Embedding, Given, Outcome, Run, Watch
+from inference.threads import LaneThreads
 
-Embedding = NDArray[np.float32]
-In = TypeVar("In")
-T = TypeVar("T")
+# At this, the kernel gives a thread a quarter of a core for which another thread competes, which
+# is the share that bulk is sure of everywhere else, too.
+_BULK_NICE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +54,8 @@ class Limits:
     Attributes:
         slots: Most items between acceptance and answer.
         reserved_slots: How many of them bulk items may never take; fewer than `slots`.
-        decode_threads: Threads that decode pictures and tokenise texts.
+        decode_threads: Threads that decode pictures and tokenise texts, where that is not done
+            on the cores that run the model.
         bulk_share: Part of the work that bulk is sure of while interactive items wait too.
         failures_allowed: Runs in a row that may fail before the engine is doubted.
         watchdog_s: A run that takes longer, in seconds, counts as hung; less once it is known
@@ -84,23 +93,15 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What waits for the engine: pixels or token ids, and the caller's span."""
+class _Waiting:
+    """What waits for a run: an item or how to make it, and the caller's span."""
 
-    item: NDArray[Any]
+    given: Given
     span: trace.Span
 
 
-class _Path(Generic[In]):
-    """One kind of input: how it is prepared, and the batcher of its tower."""
-
-    def __init__(
-        self,
-        prepare: Callable[[In], NDArray[Any]] | None,
-        batcher: Batcher[_Prepared, Embedding | None],
-    ) -> None:
-        self.prepare = prepare  # None: it comes prepared
-        self.batcher = batcher
+_Path = dict[Lane, Batcher[_Waiting, Outcome]]
+"""One kind of input: the batchers of its tower; one for both lanes where a run serves both."""
 
 
 class Pipeline:
@@ -136,27 +137,35 @@ class Pipeline:
         self._admission = Admission(
             limits.slots, reserved=limits.reserved_slots, bulk_share=limits.bulk_share
         )
-        self._decoders = LaneThreads(
-            limits.decode_threads, name="decode", bulk_share=limits.bulk_share
-        )
-        self._engine_thread = LaneThreads(1, name="engine")
-        # Held for every run of either tower: a batch is chosen when the thread is really free.
-        self._turn = asyncio.Lock()
-        self._images = self._path("image", preprocess, images)
-        self._pixels: _Path[Pixels] = _Path(None, self._images.batcher)
-        self._texts: _Path[str] | None = None
+        self._decoders: LaneThreads | None = None
+        if images.cores is None:
+            self._decoders = LaneThreads(
+                limits.decode_threads, name="decode", bulk_share=limits.bulk_share
+            )
+            self._at_once = 1
+            self._threads = dict.fromkeys(Lane, LaneThreads(1, name="engine"))
+        else:
+            self._at_once = images.cores.count
+            self._threads = {
+                Lane.INTERACTIVE: LaneThreads(self._at_once, name="core"),
+                Lane.BULK: LaneThreads(self._at_once, name="bulk", nice=_BULK_NICE),
+            }
+        self._prepare_image = preprocess
+        self._images = self._path("image", images)
+        self._prepare_text: Callable[[str], Any] | None = None
+        self._texts: _Path | None = None
         if texts is not None:
             self._engines.append(texts)
-            self._texts = self._path("text", texts.tokenise, texts)
+            self._prepare_text = texts.tokenise
+            self._texts = self._path("text", texts)
         self._pace = Pace(
             most_s=limits.watchdog_s, max_batch=max(engine.max_batch for engine in self._engines)
         )
+        self._watch = Watch(self._health, self._pace)
         # What the engine is tried with in doubt: the first item that it embedded, or a warm-up.
         self._known_good: Callable[[], object] = images.warm_up
         self._knows_good = False
-        self._recovery = Recovery(
-            self._health, turn=self._turn, probe=self._probe, grace_s=limits.grace_s
-        )
+        self._recovery = Recovery(self._health, probe=self._probe, grace_s=limits.grace_s)
         self._loops: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -185,7 +194,7 @@ class Pipeline:
             UnavailableError: The engine hangs, or fails on everything.
             InferenceError: The model failed.
         """
-        return await self._embed(self._images, data, lane, wait=wait)
+        return await self._embed(*self._way_of(data), lane, wait=wait)
 
     async def embed_text(self, text: str, lane: Lane, *, wait: bool = False) -> Embedded:
         """Embeds one text; like `embed`.
@@ -193,7 +202,7 @@ class Pipeline:
         Raises:
             UnsupportedError: The model has no text tower.
         """
-        return await self._embed(self._text_path(), text, lane, wait=wait)
+        return await self._embed(*self._way_of(text), lane, wait=wait)
 
     async def embed_all(
         self,
@@ -216,11 +225,9 @@ class Pipeline:
         Raises:
             EmbeddingError: As `embed` and `embed_text` raise it.
         """
-        path = self._path_of(items[0])
+        ways = [self._way_of(item) for item in items]
         if wait:
-            tasks = [
-                asyncio.create_task(self._embed(path, item, lane, wait=True)) for item in items
-            ]
+            tasks = [asyncio.create_task(self._embed(*way, lane, wait=True)) for way in ways]
         else:
             try:
                 self._check_health()
@@ -229,7 +236,7 @@ class Pipeline:
                 for _ in items:
                     observation.rejected(error)
                 raise
-            tasks = [asyncio.create_task(self._admitted(path, item, lane)) for item in items]
+            tasks = [asyncio.create_task(self._admitted(*way, lane)) for way in ways]
             for task in tasks:  # a task that is cancelled before it starts has no `finally`
                 task.add_done_callback(lambda _: self._admission.leave(lane))
         try:
@@ -244,14 +251,13 @@ class Pipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def warm_up(self) -> None:
-        """Runs the towers on the engine's thread until they are at full speed.
+        """Runs the towers on one of their threads until they are at full speed.
 
         Raises:
             StartupError: A tower's output is not what the manifest promises.
         """
         for engine in self._engines:
-            async with self._turn:
-                await self._engine_thread.run(engine.warm_up, abandon=True)
+            await self._threads[Lane.INTERACTIVE].run(engine.warm_up, abandon=True)
 
     async def serve(self) -> None:
         """Runs the batching loops until `close`; run it as a task.
@@ -262,7 +268,11 @@ class Pipeline:
         """
         try:
             async with asyncio.TaskGroup() as loops:
-                self._loops = [loops.create_task(path.batcher.serve()) for path in self._paths()]
+                self._loops = [
+                    loops.create_task(batcher.serve())
+                    for batcher in self._batchers()
+                    for _ in range(self._at_once + 1)
+                ]
                 if not self._closed:
                     self._loops.append(loops.create_task(self._recovery.attend()))
         except* Exception as errors:
@@ -280,17 +290,19 @@ class Pipeline:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._admission.empty()
-        for path in self._paths():
-            path.batcher.close()
-        self._decoders.stop()
+        for batcher in self._batchers():
+            batcher.close()
+        if self._decoders is not None:
+            self._decoders.stop()
         # Nobody waits any more, or the grace is over; a run that hangs must hold up neither.
         for loop in self._loops:
             loop.cancel()
         if self._loops:
             await asyncio.wait(self._loops)
-        self._engine_thread.stop()
+        for threads in self._threads.values():
+            threads.stop()
 
-    async def _embed(self, path: _Path[In], data: In, lane: Lane, *, wait: bool) -> Embedded:
+    async def _embed(self, path: _Path, given: Given, lane: Lane, *, wait: bool) -> Embedded:
         try:
             self._check_health()
             if wait:
@@ -301,81 +313,116 @@ class Pipeline:
             observation.rejected(error)
             raise
         try:
-            return await self._admitted(path, data, lane)
+            return await self._admitted(path, given, lane)
         finally:
             self._admission.leave(lane)
 
-    async def _admitted(self, path: _Path[In], data: In, lane: Lane) -> Embedded:
+    async def _admitted(self, path: _Path, given: Given, lane: Lane) -> Embedded:
         """Embeds one item that holds a slot."""
-        observed = Observation(lane)
-        decoded: Ran[NDArray[Any]]
+        decode_s = queue_s = 0.0
+        early = self._decoders if callable(given) else None
+        observed = Observation(lane, "queue" if early is None else "decode")
         try:
-            if path.prepare is None:
-                decoded = Ran(value=np.asarray(data), waited_s=0.0, ran_s=0.0)
-            else:
-                decoded = await self._decoders.run(partial(path.prepare, data), lane)
-            observed.decoded(decoded)
+            if early is not None and callable(given):
+                decoded = await early.run(given, lane)
+                given, decode_s, queue_s = decoded.value, decoded.ran_s, decoded.waited_s
+                observed.entered("queue")
+                observed.decoded(observed.since - decode_s, decode_s, waited_s=queue_s)
             self._check_health()  # nobody shall begin to wait for a run that hangs
-            batched = await path.batcher.submit(_Prepared(decoded.value, observed.span), lane)
-            embedding = _numbers(batched.value)
-            observed.embedded(batched)
+            batched = await path[lane].submit(_Waiting(given, observed.span), lane)
+            outcome, taken = batched.value, observed.since + batched.queue_s
+            observed.waited(observed.since, batched.queue_s, batched.batch_size)
+            if callable(given):
+                observed.entered("decode", since=taken + outcome.prepare_after_s)
+            if isinstance(outcome.embedding, Exception):
+                raise outcome.embedding  # noqa: TRY301 - observed like what is raised elsewhere
+            if callable(given):
+                decode_s = outcome.prepare_s
+                observed.decoded(observed.since, decode_s)
+            queue_s += batched.queue_s + outcome.others_s
+            observed.embedded(queue_s=queue_s, inference_s=outcome.inference_s)
         except BaseException as error:
             observed.failed(error)
             raise
         finally:
             observed.left()
         return Embedded(
-            embedding=embedding,
-            decode_s=decoded.ran_s,
-            queue_s=decoded.waited_s + batched.queue_s,
-            inference_s=batched.run_s,
+            embedding=outcome.embedding,
+            decode_s=decode_s,
+            queue_s=queue_s,
+            inference_s=outcome.inference_s,
             batch_size=batched.batch_size,
         )
 
-    def _path(
-        self, kind: str, prepare: Callable[[In], NDArray[Any]], engine: Engine | TextEngine
-    ) -> _Path[In]:
-        batcher: Batcher[_Prepared, Embedding | None] = Batcher(
-            partial(self._run, kind, engine.embed),
-            max_batch=engine.max_batch,
-            bulk_share=self._limits.bulk_share,
-            turn=self._turn,
-        )
-        return _Path(prepare, batcher)
+    def _path(self, kind: str, engine: Engine | TextEngine) -> _Path:
+        made: dict[LaneThreads, Batcher[_Waiting, Outcome]] = {}
+        for threads in self._threads.values():
+            if threads not in made:
+                made[threads] = Batcher(
+                    partial(self._run, kind, threads, self._embedder(engine)),
+                    max_batch=engine.max_batch,
+                    bulk_share=self._limits.bulk_share,
+                    at_once=self._at_once,
+                )
+        return {lane: made[threads] for lane, threads in self._threads.items()}
+
+    def _embedder(self, engine: Engine | TextEngine) -> Callable[[Any], Embeddings]:
+        cores = engine.cores
+        if cores is None:
+            return engine.embed
+
+        def embed(items: Sequence[Any]) -> Embeddings:
+            # A run that is alone may have all cores, and is over sooner.
+            alone = sum(threads.busy for threads in self._threads.values()) == 1
+            return engine.embed(items) if alone else cores.embed(items)
+
+        return embed
 
     async def _run(
-        self, kind: str, embed: Callable[[Any], Embeddings], batch: Sequence[_Prepared]
-    ) -> Sequence[Embedding | None]:
-        """Runs one batch on the engine's thread, watched."""
-        items = [prepared.item for prepared in batch]
+        self,
+        kind: str,
+        threads: LaneThreads,
+        embed: Callable[[Any], Embeddings],
+        take: Callable[[], Sequence[_Waiting]],
+    ) -> Sequence[Outcome]:
+        """Runs one batch on one of the threads, watched; it is taken there."""
+        batch: list[_Waiting] = []
+
+        def given() -> list[Given]:
+            batch.extend(take())
+            return [waiting.given for waiting in batch]
+
+        run = Run(embed, given)
+        failure: Exception | None = None
         try:
-            with observation.batch(kind, [prepared.span for prepared in batch]):
-                ran = await self._watched(partial(_rows, embed, items))
-        except (EngineMemoryError, MemoryError) as error:
-            if len(batch) == 1:  # a larger batch is split and tried again
+            ran = await self._watch.over(threads, run, began=lambda: run.began)
+        except Exception as error:
+            failure = error
+            # A larger batch for which there is no memory is split and tried again.
+            if len(batch) == 1 or not isinstance(error, EngineMemoryError | MemoryError):
                 self._health.failed(error.__cause__ or error)
             raise
-        except Exception as error:
-            self._health.failed(error.__cause__ or error)
-            raise
-        self._health.succeeded()
-        self._pace.ran(ran.ran_s, len(items))
-        if not self._knows_good and ran.value[0] is not None:
-            self._knows_good, self._known_good = True, partial(embed, items[:1])
-        return ran.value
-
-    async def _watched(self, call: Callable[[], T]) -> Ran[T]:
-        """Makes a call on the engine's thread; the caller has the turn."""
-        limit_s = self._pace.limit_s
-        watchdog = asyncio.get_running_loop().call_later(limit_s, self._health.hung, limit_s)
-        try:
-            return await self._engine_thread.run(call, abandon=True)
         finally:
-            watchdog.cancel()
+            if batch:
+                spans = [waiting.span for waiting in batch]
+                observation.batch(kind, spans, began=run.started, error=failure)
+        if run.items:
+            self._health.succeeded()
+            self._pace.ran(run.inference_s, run.items)
+        if not self._knows_good and run.good is not None:
+            self._knows_good, self._known_good = True, partial(embed, [run.good])
+        return ran.value
 
     async def _probe(self) -> None:
         """Runs the engine on what it has done before; for `Recovery`."""
-        await self._watched(self._known_good)
+        began: float | None = None
+
+        def probe() -> None:
+            nonlocal began
+            began = time.perf_counter()
+            self._known_good()
+
+        await self._watch.over(self._threads[Lane.INTERACTIVE], probe, began=lambda: began)
         self._health.succeeded()
 
     def _check_health(self) -> None:
@@ -386,21 +433,21 @@ class Pipeline:
         if self._on_health is not None:
             self._on_health(healthy, reason)
         if not healthy:  # who waits can be answered elsewhere
-            for path in self._paths():
-                path.batcher.abandon(_lost())
+            for batcher in self._batchers():
+                batcher.abandon(_lost())
 
-    def _path_of(self, item: bytes | Pixels | str) -> "_Path[Any]":
+    def _way_of(self, item: bytes | Pixels | str) -> tuple[_Path, Given]:
         if isinstance(item, bytes):
-            return self._images
-        return self._text_path() if isinstance(item, str) else self._pixels
-
-    def _text_path(self) -> _Path[str]:
-        if self._texts is None:
+            return self._images, partial(self._prepare_image, item)
+        if isinstance(item, np.ndarray):
+            return self._images, item
+        if self._texts is None or self._prepare_text is None:
             raise UnsupportedError("The model that is served here has no text tower.")
-        return self._texts
+        return self._texts, partial(self._prepare_text, item)
 
-    def _paths(self) -> "list[_Path[Any]]":
-        return [self._images] if self._texts is None else [self._images, self._texts]
+    def _batchers(self) -> set[Batcher[_Waiting, Outcome]]:
+        paths = [self._images] if self._texts is None else [self._images, self._texts]
+        return {batcher for path in paths for batcher in path.values()}
 
 
 def _lost() -> UnavailableError:
@@ -415,22 +462,3 @@ def _raise_named(error: BaseException | None, name: str) -> None:
         raise InvalidInputError(f"{name}: {error}") from error
     if error is not None:
         raise error
-
-
-def _rows(embed: Callable[[Any], Embeddings], items: Sequence[Any]) -> list[Embedding | None]:
-    """Runs a batch; None stands for a row that holds no numbers.
-
-    The check is made beside the run, because numpy lets go of the interpreter's lock for arrays of
-    this size, and on the event loop every such pause costs a wait behind the decoding threads: a
-    tenth of the throughput at 32 callers.
-    """
-    embeddings = embed(items)
-    finite = np.isfinite(embeddings.sum(axis=1))  # one odd number spoils the sum
-    return [row if good else None for row, good in zip(embeddings, finite, strict=True)]
-
-
-def _numbers(row: Embedding | None) -> Embedding:
-    # One picture can overflow a half-precision model; its neighbours are none the worse for it.
-    if row is None:
-        raise InferenceError("The model returned no numbers for this item.")
-    return row

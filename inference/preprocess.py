@@ -1,6 +1,8 @@
 """Encoded pictures to the pixels that the image tower reads; everything hostile ends here."""
 
+import threading
 import warnings
+from contextlib import nullcontext
 from io import BytesIO
 
 import numpy as np
@@ -39,6 +41,11 @@ MAX_SIDE = 32_768
 _JPEG_GAP = 4.0
 _REDUCING_GAP = 8.0
 
+# Of pictures larger than this, when decoded, so many are decoded at once: each takes up to 8 bytes
+# a pixel, and there are more decoding threads than such pictures should have memory.
+_LARGE_PIXELS = 8_000_000
+_LARGE_AT_ONCE = 2
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 _UPRIGHT = {
@@ -65,8 +72,8 @@ class Preprocessor:
     Args:
         preprocessing: What the tower expects.
         max_image_bytes: Longest encoded file.
-        max_image_pixels: Most pixels (width times height), checked before any is decoded. A
-            decoding thread needs up to 8 bytes of memory for each.
+        max_image_pixels: Most pixels (width times height), checked before any is decoded. They
+            need up to 8 bytes of memory each; two such pictures are decoded at a time.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Preprocessor:
         self._filter = _FILTERS[preprocessing.interpolation]
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
+        self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
 
     def __call__(self, data: bytes) -> Pixels:
         """Returns uint8 [S, S, 3] (RGB), S being the tower's `image_size`.
@@ -137,13 +145,13 @@ class Preprocessor:
         drafted = image.draft(None, (gap, gap))  # does nothing but for JPEG
         # Decoded at 1/n, the last pixel may stand for less than n: positions scale by n exactly.
         scale = round(width / drafted[1][2]) if drafted else 1
-        box = self._box(width, height, turned)
-        image = _blendable(image).resize(
-            (self._side, self._side),
-            self._filter,
-            box=(box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale),
-            reducing_gap=_REDUCING_GAP,
-        )
+        left, upper, right, lower = self._box(width, height, turned)
+        box = (left / scale, upper / scale, right / scale, lower / scale)
+        large = image.width * image.height > _LARGE_PIXELS
+        with self._large if large else nullcontext():
+            image = _blendable(image).resize(
+                (self._side, self._side), self._filter, box=box, reducing_gap=_REDUCING_GAP
+            )
         if turned in _UPRIGHT:
             image = image.transpose(_UPRIGHT[turned])
         if image.mode == "RGBa":

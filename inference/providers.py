@@ -19,17 +19,16 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-# Below this time of one item on one core, a run that is split over cores waits for its own threads
-# at every layer, and each core fares better with items of its own. Two cores, the bundled model
-# (9 ms): batches of 8 go through at 217 a second split by layer, at 257 split by item. ViT-B/32 in
-# fp32 takes about 100 ms: splitting by item would gain little there, hold the weights twice, and
-# keep a caller waiting for a whole batch on one core.
+# Below this time of one item on one core, each core fares better with batches of its own: a run
+# that is split over cores waits for its own threads at every layer. ViT-B/32 in fp32 takes about
+# 100 ms: that would gain little there, and keep a caller waiting for a whole batch on one core.
 _SMALL_MODEL_S = 0.06
 _TIMED_RUNS = 3
-# Batches buy little arithmetic on a CPU, but a small model feels what each run costs beside it. A
-# large model does not, and a batch of 16 would keep a lone caller waiting for half a second.
+# Batches buy little arithmetic on a CPU, but a small model feels what each run costs beside it: on
+# each of two cores, decoding included, batches of 1, 2, 4, 8 and 16 go through at 137, 151, 154,
+# 161 and 161 a second. A large model does not, and would keep a lone caller waiting.
 _CPU_MAX_BATCH = 4
-_CPU_MAX_BATCH_SMALL = 16
+_CPU_MAX_BATCH_SMALL = 8
 _GPU_MAX_BATCH = 32
 
 _log = logging.getLogger("mapseek.engine")
@@ -104,15 +103,15 @@ class Opened:
     Attributes:
         session: The `onnxruntime.InferenceSession`.
         choice: The provider that it really uses.
-        by_item: A session of one thread, for runs of some items on each core at once; None where
-            one run takes all of the cores.
+        one_core: A session that runs on the thread that calls it, for a run on each core at once;
+            None where one run takes the whole device.
         cores: How many such runs at once.
     """
 
     session: Any
     choice: Choice
-    by_item: Any = None
-    cores: int = 1
+    one_core: Any = None
+    cores: int = 0
 
 
 def open_tower(graph: Graph, options: EngineOptions) -> Opened:
@@ -143,7 +142,7 @@ def open_tower(graph: Graph, options: EngineOptions) -> Opened:
 
 
 def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
-    """Runs the model to find out whether it is small: then cores share by item, not by layer."""
+    """Runs the model to find out whether it is small: then each core runs batches of its own."""
     threads = options.threads or usable_cores()
     choice = _choose(CPU, graph, options)
     session = _open(graph, choice, options, threads=threads)
@@ -152,15 +151,16 @@ def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
     if not options.max_batch:
         choice = replace(choice, max_batch=_CPU_MAX_BATCH_SMALL if small else _CPU_MAX_BATCH)
     _log.info(
-        "The model runs on the CPU, threads: %d, each with items of its own: %s (%.0f ms an item).",
+        "The model runs on the CPU, threads: %d, each with batches of its own: %s (%.0f ms an "
+        "item).",
         threads,
-        "yes" if small and threads > 1 else "no",
+        "yes" if small else "no",
         core_s * 1000,
     )
-    if not small or threads == 1:
+    if not small:
         return Opened(session=session, choice=choice)
-    by_item = _open(graph, choice, options, threads=1)
-    return Opened(session=session, choice=choice, by_item=by_item, cores=threads)
+    one_core = session if threads == 1 else _open(graph, choice, options, threads=1)
+    return Opened(session=session, choice=choice, one_core=one_core, cores=threads)
 
 
 def _time_of_one(session: Any, graph: Graph) -> float:

@@ -53,7 +53,6 @@ class Recovery:
 
     Args:
         health: Whose doubts to settle.
-        turn: Held for every run of the engine.
         probe: Runs the engine on something that it should be able to do.
         grace_s: How long the engine may stay in doubt, in seconds; None means for ever.
     """
@@ -62,12 +61,10 @@ class Recovery:
         self,
         health: Health,
         *,
-        turn: asyncio.Lock,
         probe: Callable[[], Awaitable[object]],
         grace_s: float | None,
     ) -> None:
         self._health = health
-        self._turn = turn
         self._probe = probe
         self._grace_s = grace_s
 
@@ -87,18 +84,16 @@ class Recovery:
                 waited_s = time.monotonic() - since
                 raise EngineLostError(
                     f"The engine did not come back within {waited_s:.1f} s: {self._health.reason}.",
-                    hung=self._health.hangs,
+                    hung=self._health.hanging > 0,
                 ) from None
 
     async def _settle(self) -> None:
         while self._health.in_doubt.is_set():
-            async with self._turn:  # a run that hangs holds it
-                if not self._health.in_doubt.is_set():
-                    return
+            if not self._health.hanging:  # a run that comes back tells by itself
                 try:
                     await self._probe()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the engine is ill
                     self._health.relapsed(error.__cause__ or error)
                 else:
-                    return
+                    continue
             await asyncio.sleep(_PAUSE_S)

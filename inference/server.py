@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
-from inference import bind, probes, reflection, service, telemetry
+from inference import bind, heap, probes, reflection, service, telemetry
 from inference.artifact import Artifact, Manifest
 from inference.auth import TokenInterceptor
 from inference.engine import (
@@ -319,6 +319,7 @@ def run(
         the log). Where a run of the model hangs for good, the process ends here, with 75: the
         thread that is in it would hold up or crash an orderly end.
     """
+    heap.give_back_large_pieces()
     try:
         with telemetry.set_up("mapseek-server", TelemetrySettings.load()):
             try:

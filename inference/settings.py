@@ -44,7 +44,8 @@ class ServerSettings(Settings):
         default=0,
         ge=0,
         le=1024,
-        description="Threads that decode images. 0: one per core.",
+        description="Threads that decode images for a GPU or a large model; a small model on the "
+        "CPU decodes on the threads that run it. 0: one per core.",
     )
     max_batch: int = Field(
         default=0,

@@ -1,9 +1,12 @@
 """Threads that take calls from two lanes, so that blocking work never blocks the event loop."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -91,13 +94,16 @@ class LaneThreads:
         count: How many threads.
         name: What to call them.
         bulk_share: Part of the calls that bulk is sure of while both lanes wait.
+        nice: How far the threads stand back behind others for a core, as `nice(2)` counts it:
+            with 5, they get a quarter of a core that somebody else wants, too. Linux only.
     """
 
-    def __init__(self, count: int, *, name: str, bulk_share: float = 0.25) -> None:
+    def __init__(self, count: int, *, name: str, bulk_share: float = 0.25, nice: int = 0) -> None:
         if count < 1:
             raise ValueError(f"{name} needs at least one thread, not {count}")
         self._count = count
         self._name = name
+        self._nice = nice
         self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
         self._running: set[_Job[object]] = set()
         self._changed = threading.Condition()
@@ -108,6 +114,11 @@ class LaneThreads:
     def waiting(self) -> int:
         """How many calls wait for a thread."""
         return len(self._waiting)
+
+    @property
+    def busy(self) -> int:
+        """How many threads are at work."""
+        return len(self._running)
 
     async def run(
         self, call: Callable[[], T], lane: Lane = Lane.INTERACTIVE, *, abandon: bool = False
@@ -153,6 +164,10 @@ class LaneThreads:
             threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
 
     def _work(self) -> None:
+        if self._nice and sys.platform == "linux":  # elsewhere it would be the whole process
+            with suppress(OSError):
+                now = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), now + self._nice)
         while True:
             with self._changed:
                 while not self._waiting and not self._stopped:

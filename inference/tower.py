@@ -2,10 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import partial
-from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +31,20 @@ _OUT_OF_MEMORY = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """A model of which each core can run a batch of its own.
+
+    Attributes:
+        count: How many cores.
+        embed: Like `Tower.embed`, on the core of the thread that calls it; for as many threads at
+            once as there are cores.
+    """
+
+    count: int
+    embed: Callable[[Any], Embeddings]
+
+
 def bucket_sizes(max_batch: int) -> tuple[int, ...]:
     """The batch sizes that run on a GPU, in ascending order: powers of two, and `max_batch`."""
     powers = (1 << power for power in range(max_batch.bit_length()))
@@ -43,7 +54,7 @@ def bucket_sizes(max_batch: int) -> tuple[int, ...]:
 class Tower(Generic[Number]):
     """A graph with one input [N, ...] and one output [N, D]; runs on the thread that calls it.
 
-    Not for several threads at once: the input buffers are reused.
+    `embed` is not for several threads at once: it takes the whole device.
 
     Args:
         opened: The graph in memory.
@@ -76,7 +87,9 @@ class Tower(Generic[Number]):
         self._dtype = dtype
         self._dimensions = dimensions
         _check_signature(session, input_name, item_shape, dtype, dimensions)
+        self.cores: Cores | None = None
         self._run: _Run
+        self._core_run: _Run | None = None
         if choice.on_gpu:
             # TensorRT captures by itself; the ids of captured graphs are the CUDA provider's.
             graph_ids = cuda_graph and choice.name != TENSORRT
@@ -90,7 +103,12 @@ class Tower(Generic[Number]):
                 graph_ids=graph_ids,
             )
         else:
-            self._run = _HostRun(opened, item_shape=item_shape, dtype=dtype)
+            self._run = _HostRun(session, self.max_batch, item_shape=item_shape, dtype=dtype)
+        if opened.one_core is not None:
+            self._core_run = _HostRun(
+                opened.one_core, self.max_batch, item_shape=item_shape, dtype=dtype
+            )
+            self.cores = Cores(opened.cores, self._embed_on_a_core)
 
     def embed(self, items: Sequence[NDArray[Number]] | NDArray[Number]) -> Embeddings:
         """Runs a batch of 1 to `max_batch` items; returns float32 [N, D].
@@ -99,12 +117,18 @@ class Tower(Generic[Number]):
             EngineMemoryError: The batch did not fit; a smaller one may.
             InferenceError: The model failed.
         """
+        return self._embed(self._run, items)
+
+    def _embed_on_a_core(self, items: Sequence[NDArray[Number]] | NDArray[Number]) -> Embeddings:
+        return self._embed(self._core_run or self._run, items)
+
+    def _embed(self, run: "_Run", items: Sequence[NDArray[Number]] | NDArray[Number]) -> Embeddings:
         if not 1 <= len(items) <= self.max_batch:
             raise InferenceError(
                 f"A batch of {len(items)} items was given; 1 to {self.max_batch} can be run."
             )
         try:
-            return self._run(items)
+            return run(items)
         except Exception as error:  # onnxruntime's errors have no common base class
             if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
                 raise EngineMemoryError(
@@ -120,18 +144,23 @@ class Tower(Generic[Number]):
         Raises:
             StartupError: The output is not what the manifest promises, or a run fails.
         """
-        for size in reversed(self._run.sizes):
-            # Neither constant nor random: every start sees the same values.
-            flat = np.arange(size * int(np.prod(self._item_shape))) % 251
-            items = flat.astype(self._dtype).reshape(size, *self._item_shape)
-            try:
-                embeddings = self.embed(items)
-            except InferenceError as error:
-                raise StartupError(
-                    f"The model cannot run a batch of {size} on {self.provider}: "
-                    f"{error.__cause__ or error}. A smaller MAPSEEK_MAX_BATCH may help."
-                ) from error
-            self._check_output(embeddings, size)
+        for run in (self._run, self._core_run):
+            if run is not None:
+                for size in reversed(run.sizes):
+                    self._try(run, size)
+
+    def _try(self, run: "_Run", size: int) -> None:
+        # Neither constant nor random: every start sees the same values.
+        flat = np.arange(size * int(np.prod(self._item_shape))) % 251
+        items = flat.astype(self._dtype).reshape(size, *self._item_shape)
+        try:
+            embeddings = self._embed(run, items)
+        except InferenceError as error:
+            raise StartupError(
+                f"The model cannot run a batch of {size} on {self.provider}: "
+                f"{error.__cause__ or error}. A smaller MAPSEEK_MAX_BATCH may help."
+            ) from error
+        self._check_output(embeddings, size)
 
     def _check_output(self, embeddings: Embeddings, size: int) -> None:
         if embeddings.shape != (size, self._dimensions):
@@ -166,78 +195,31 @@ class _Run(Protocol):
 
 
 class _HostRun:
-    """On the CPU: any batch size, inputs collected in one buffer that is reused.
+    """On the CPU: any batch size, inputs collected in a buffer that each thread reuses."""
 
-    Several items are shared out among the cores, where that was found to be faster.
-    """
-
-    def __init__(self, opened: Opened, *, item_shape: tuple[int, ...], dtype: type) -> None:
-        max_batch = opened.choice.max_batch
+    def __init__(
+        self, session: Any, max_batch: int, *, item_shape: tuple[int, ...], dtype: type
+    ) -> None:
         self.sizes = bucket_sizes(max_batch)
-        self._session = opened.session
-        self._by_item = opened.by_item
-        self._cores = opened.cores
-        self._helpers = _Helpers(opened.cores - 1)
-        self._input = opened.session.get_inputs()[0].name
-        self._output = opened.session.get_outputs()[0].name
-        self._buffer: NDArray[Any] = np.empty((max_batch, *item_shape), dtype)
+        self._session = session
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[0].name
+        self._shape = max_batch, *item_shape
+        self._dtype = dtype
+        self._buffers = threading.local()
 
     def __call__(self, items: Sequence[NDArray[Any]] | NDArray[Any]) -> Embeddings:
-        batch = self._buffer[: len(items)]
+        batch = self._buffer()[: len(items)]
         for row, item in zip(batch, items, strict=True):
             np.copyto(row, item, casting="no")
-        if self._by_item is None or len(items) == 1:
-            return self._part(self._session, batch)
-        mine, *others = np.array_split(batch, min(self._cores, len(items)))
-        futures = [self._helpers.submit(partial(self._part, self._by_item, one)) for one in others]
-        try:
-            first = self._part(self._by_item, mine)
-        finally:
-            wait(futures)  # they read from the buffer
-        return np.concatenate([first, *(future.result() for future in futures)])
-
-    def _part(self, session: Any, batch: NDArray[Any]) -> Embeddings:
-        (embeddings,) = session.run([self._output], {self._input: batch})
+        (embeddings,) = self._session.run([self._output], {self._input: batch})
         return np.asarray(embeddings, np.float32)
 
-
-class _Helpers:
-    """Threads beside the one that calls the tower; they end with this object.
-
-    An executor's would not do: a run that never returns must not keep the process from ending.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        for number in range(count):
-            threading.Thread(
-                target=_help, args=(self._calls,), name=f"engine-{number + 1}", daemon=True
-            ).start()
-
-    def __del__(self) -> None:
-        for _ in range(self._count):
-            self._calls.put(None)
-
-    def submit(self, call: Callable[[], Embeddings]) -> Future[Embeddings]:
-        """Has a call made on one of the threads."""
-        future: Future[Embeddings] = Future()
-        self._calls.put((call, future))
-        return future
-
-
-_Call = tuple[Callable[[], Embeddings], Future[Embeddings]]
-
-
-def _help(calls: "SimpleQueue[_Call | None]") -> None:
-    while (given := calls.get()) is not None:
-        call, future = given
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-            future.set_exception(error)
-        # Otherwise an idle thread would hold its last result.
-        del given, call, future
+    def _buffer(self) -> NDArray[Any]:
+        buffer: NDArray[Any] | None = getattr(self._buffers, "batch", None)
+        if buffer is None:
+            buffer = self._buffers.batch = np.empty(self._shape, self._dtype)
+        return buffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ The faults sit behind the same port as every model, `inference.engine.Engine`, a
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from inference import server
-from inference.engine import Embeddings, Engine, Pixels
+from inference.engine import Cores, Embeddings, Engine, Pixels
 from inference.errors import EngineMemoryError
 from inference.settings import ServerSettings
 
@@ -38,6 +40,9 @@ class FaultyEngine:
         self._engine = engine
         self.provider = engine.provider
         self.max_batch = engine.max_batch
+        self.cores: Cores | None = None
+        if engine.cores is not None:
+            self.cores = Cores(engine.cores.count, partial(self._embed, engine.cores.embed))
         self._failures = 0
         self._broken = False
         self._hang_s = 0.0
@@ -64,6 +69,11 @@ class FaultyEngine:
 
     def embed(self, items: Sequence[Pixels] | Pixels) -> Embeddings:
         """Embeds, if nothing is wrong."""
+        return self._embed(self._engine.embed, items)
+
+    def _embed(
+        self, embed: Callable[[Any], Embeddings], items: Sequence[Pixels] | Pixels
+    ) -> Embeddings:
         hang_s, self._hang_s = self._hang_s, 0.0
         if hang_s:
             time.sleep(hang_s)
@@ -77,7 +87,7 @@ class FaultyEngine:
             raise RuntimeError("a fault by the chaos run")
         if any(_is(item, POISON) for item in items):
             raise RuntimeError("a poisoned picture of the chaos run")
-        embeddings = self._engine.embed(items)
+        embeddings = embed(items)
         for row, item in enumerate(items):
             if _is(item, NO_NUMBERS):
                 embeddings[row] = np.nan

@@ -13,6 +13,7 @@ from benchmarks.machine import Provider, this_machine
 from benchmarks.report import Progress, Report, Table
 from benchmarks.retrieval import report as tables
 from benchmarks.retrieval.artwork import Half, collect
+from benchmarks.retrieval.builds import plan
 from benchmarks.retrieval.distractors import Distractors, draw_distractors
 from benchmarks.retrieval.embedders import (
     VIEWS,
@@ -37,6 +38,7 @@ from benchmarks.retrieval.scores import (
     recall,
 )
 from benchmarks.retrieval.sheets import Case, draw_sheet, write_sheets
+from benchmarks.retrieval.unseen import UNSEEN, draw_unseen
 from exporter.training.scenes import Kind
 from inference.artifact import Artifact, Thresholds, replace_manifest
 from inference.client import ClientSettings
@@ -122,14 +124,21 @@ class _Bench:
                 if archive in others:
                     full = np.concatenate([known, others[archive]])
                     crowded[archive, query] = rank(vectors, full)
+        unseen = rank(self._queries(embedder, UNSEEN, views), archives["posts"])
         files = [one.files[query] for one in self.maps[:_TIMED] for query in tables.QUERIES]
         self.say(f"timing {named}")(0)
         latency = Latency.of(latency_s(embedder, files, VIEWS[views]))
         self.runs.append(
-            Run(name=named, rankings=rankings, crowded=crowded, latency_ms=latency.p50_ms)
+            Run(
+                name=named,
+                rankings=rankings,
+                crowded=crowded,
+                unseen=unseen,
+                latency_ms=latency.p50_ms,
+            )
         )
 
-    def _queries(self, embedder: Embedder, query: Kind, views: str) -> Vectors:
+    def _queries(self, embedder: Embedder, query: str, views: str) -> Vectors:
         if views == "full":
             return self._embed(embedder, query)[:, None]
         files = [one.files[query] for one in self.maps]
@@ -181,13 +190,24 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
         workers=options.workers,
         progress=progress,
     )
+    name = fingerprint(pieces, options.half, options.seed)
+    folder = options.cache / f"{options.half}-{name}"
+    unseen = draw_unseen(
+        options.art,
+        plan(pieces, options.half, options.maps, options.seed),
+        folder,
+        seed=options.seed,
+        workers=options.workers,
+        progress=progress,
+    )
+    for one, file in zip(maps, unseen, strict=True):
+        one.files[UNSEEN] = file
     distractors = Distractors([], [])
     if options.distractors:
         distractors = draw_distractors(
             options.cache, options.distractors, options.workers, progress
         )
-    name = fingerprint(pieces, options.half, options.seed)
-    bench = _Bench(options, progress, maps, options.cache / f"{options.half}-{name}", distractors)
+    bench = _Bench(options, progress, maps, folder, distractors)
     complete = True
     try:
         for embedder, views in itertools.product(embedders, options.views):
@@ -219,6 +239,7 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
         data={
             "runs": [_data(run) for run in bench.runs],
             "families": tables.families(first, maps).rows,
+            "unseen": tables.unseen(bench.runs, maps).rows,
             "relations": tables.relations(first, maps).rows,
             "thresholds": None if found is None else found.model_dump(),
         },
@@ -280,6 +301,7 @@ def _tables(bench: _Bench, first: Run, answers: Answers, found: Thresholds | Non
     return [
         *shown,
         tables.families(first, bench.maps),
+        tables.unseen(bench.runs, bench.maps),
         tables.relations(first, bench.maps),
         tables.false_matches(first, answers, found),
     ]

@@ -15,6 +15,8 @@ from benchmarks.retrieval.scores import (
     mean_reciprocal_rank,
     recall,
 )
+from benchmarks.retrieval.unseen import Family as Unseen
+from benchmarks.retrieval.unseen import family_of
 from exporter.training.scenes import Family, Kind
 from inference.artifact import Thresholds
 
@@ -32,12 +34,14 @@ class Run:
         name: The model, and the views where they are not the whole picture.
         rankings: By archive and kind of query.
         crowded: The same with distractors in the archive; empty where there are none.
+        unseen: Of good queries degraded as training never does it, among posts.
         latency_ms: The median time of a query, from its bytes to its vectors.
     """
 
     name: str
     rankings: Mapping[tuple[str, str], Ranking]
     crowded: Mapping[tuple[str, str], Ranking] = field(default_factory=dict)
+    unseen: Ranking
     latency_ms: float
 
 
@@ -109,6 +113,32 @@ def families(run: Run, maps: Sequence[Map]) -> Table:
         columns=("", "queries", "@1", "@3", "@1 of the others"),
         rows=rows,
         notes=("Most queries belong to several families.",),
+    )
+
+
+def unseen(runs: Sequence[Run], maps: Sequence[Map]) -> Table:
+    """Good queries among posts, with one thing more that training never draws."""
+    belongs = [family_of(one.number) for one in maps]
+    rows: list[Sequence[Cell]] = []
+    for family in (None, *Unseen):
+        has = np.array([family is None or family is found for found in belongs])
+        for run in runs:
+            ranks = run.unseen.of(has).rank
+            without = run.rankings["posts", Kind.GOOD].of(has).rank
+            rows.append(
+                (
+                    "all" if family is None else str(family),
+                    run.name,
+                    len(ranks),
+                    str(recall(ranks, 1)),
+                    round(recall(ranks, 3).value, 3),
+                    round(recall(without, 1).value, 3),
+                )
+            )
+    return Table(
+        title="Good queries among posts, degraded as training never does it",
+        columns=("", "model", "queries", "@1", "@3", "@1 of good ones of these maps"),
+        rows=rows,
     )
 
 

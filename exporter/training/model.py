@@ -100,7 +100,7 @@ def save_folder(tower: CLIPVisionModelWithProjection, finder: Locator | None, fo
     CLIPImageProcessor(
         do_resize=True,
         size={"height": side, "width": side},
-        resample=Image.Resampling.BICUBIC,
+        resample=Image.Resampling.BILINEAR,
         do_center_crop=False,
         do_rescale=True,
         rescale_factor=1 / 255,

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from benchmarks.cli import app
-from benchmarks.retrieval import builds, fetch_art
+from benchmarks.retrieval import builds, fetch_art, unseen
 from benchmarks.retrieval.artwork import Half, Piece, collect
 from benchmarks.retrieval.builds import Relation
 from benchmarks.retrieval.embedders import PerceptualHash
@@ -161,6 +161,29 @@ def test_a_set_is_drawn_once_and_goes_on_where_it_was(
     assert elsewhere[0].files["poor"].read_bytes() == written["poor"][0]
 
 
+def test_what_training_never_draws_is_drawn_once_and_of_every_family(
+    art: Path, pieces: list[Piece], tmp_path: Path
+) -> None:
+    plan = builds.plan(pieces, Half.TEST, 7, 3)
+
+    def drawn() -> list[Path]:
+        return unseen.draw_unseen(art, plan, tmp_path, seed=3, workers=1, progress=quiet)
+
+    files = drawn()
+    assert {unseen.family_of(number) for number in range(6)} == set(unseen.Family)
+    assert unseen.family_of(6) is unseen.family_of(0)
+    written = [file.read_bytes() for file in files]
+    assert len(set(written)) == 7
+    with Image.open(files[2]) as grey:  # of one colour
+        pixels = np.asarray(grey.convert("RGB"), np.float32)
+    assert np.linalg.matrix_rank(pixels.reshape(-1, 3), tol=0.1 * np.linalg.norm(pixels)) == 1
+    times = [file.stat().st_mtime_ns for file in files]
+    files[4].unlink()
+    assert [file.read_bytes() for file in drawn()] == written
+    kept = [old == file.stat().st_mtime_ns for old, file in zip(times, files, strict=True)]
+    assert kept == [number != 4 for number in range(7)]
+
+
 def test_the_hash_tells_pictures_apart(tmp_path: Path) -> None:
     hashing = PerceptualHash()
     pictures = [Image.fromarray(drawn_art.draw(seed, (256, 256))) for seed in range(8)]
@@ -201,6 +224,8 @@ def test_the_whole_benchmark(model: Path, art: Path, cache: Path, tmp_path: Path
             assert task["queries"] == 8
             assert task["recall@1"]["low"] <= task["recall@1"]["value"] <= task["recall@3"]["value"]
             assert crowded["recall@10"]["value"] <= task["recall@10"]["value"]
+    assert len(found["data"]["unseen"]) == len(runs) * (1 + len(unseen.Family))
+    assert [row[2] for row in found["data"]["unseen"][:: len(runs)]] == [8, 2, 2, 1, 1, 1, 1]
     assert runs["phash 16x16"]["tasks"][0]["recall@1"]["value"] > 1 / 8
     assert {"recall.png", "similarities.png", "examples.png"} <= {
         path.name for path in tmp_path.iterdir()

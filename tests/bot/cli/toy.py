@@ -44,6 +44,7 @@ class PixelEngine:
 
     provider = "ToyProvider"
     max_batch = 8
+    cores = None
 
     def __init__(self) -> None:
         self.pictures = 0
@@ -84,6 +85,7 @@ class ColourReader:
 
     provider = "ToyProvider"
     max_batch = 8
+    cores = None
 
     def tokenise(self, text: str) -> NDArray[np.int64]:
         named = [colour for name, colour in COLOURS.items() if name in text]

@@ -20,14 +20,22 @@ class GatedRun:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.running: list[str] = []
+        self._running: list[list[str]] = []
         self._gate: asyncio.Queue[Sequence[str] | BaseException | None] = asyncio.Queue()
 
+    @property
+    def running(self) -> list[str]:
+        """What is being run."""
+        return [item for batch in self._running for item in batch]
+
     async def __call__(self, items: Sequence[str]) -> Sequence[str]:
-        self.batches.append(list(items))
-        self.running = list(items)
-        answer = await self._gate.get()
-        self.running = []
+        batch = list(items)
+        self.batches.append(batch)
+        self._running.append(batch)
+        try:
+            answer = await self._gate.get()
+        finally:
+            self._running = [other for other in self._running if other is not batch]
         if isinstance(answer, BaseException):
             raise answer
         return list(items) if answer is None else answer

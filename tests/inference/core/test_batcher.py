@@ -1,7 +1,7 @@
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -23,19 +23,35 @@ from tests.inference.core.conftest import GatedRun, Submit, quiet
 INTERACTIVE, BULK = Lane.INTERACTIVE, Lane.BULK
 
 
+def taking(
+    run: Callable[[Sequence[str]], Awaitable[Sequence[str]]], turn: asyncio.Semaphore | None = None
+) -> Callable[[Callable[[], Sequence[str]]], Awaitable[Sequence[str]]]:
+    """An engine that takes its items when it has the turn."""
+
+    async def taken(take: Callable[[], Sequence[str]]) -> Sequence[str]:
+        async with turn or nullcontext():
+            items = list(take())
+            return await run(items) if items else []
+
+    return taken
+
+
 @asynccontextmanager
-async def serving(batcher: Batcher[Any, Any]) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(batcher.serve())
+async def serving(
+    batcher: Batcher[Any, Any], *, loops: int = 1
+) -> AsyncIterator[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(batcher.serve()) for _ in range(loops)]
     await quiet()
-    yield task
-    task.cancel()
-    await asyncio.wait([task])
+    yield tasks[0]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def test_a_lone_item_starts_at_once(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4)
+    batcher = Batcher(taking(run), max_batch=4)
     async with serving(batcher):
         call = submit_to(batcher)("a")
         await quiet()
@@ -48,7 +64,7 @@ async def test_a_lone_item_starts_at_once(
 async def test_what_arrives_during_a_run_forms_the_next_batch_up_to_the_maximum(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=3)
+    batcher = Batcher(taking(run), max_batch=3)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit("a")]
@@ -70,8 +86,8 @@ async def test_what_arrives_during_a_run_forms_the_next_batch_up_to_the_maximum(
 async def test_a_batch_grows_until_the_engine_is_free(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    turn = asyncio.Lock()
-    batcher = Batcher(run, max_batch=4, turn=turn)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(run, turn), max_batch=4)
     submit = submit_to(batcher)
     async with serving(batcher):
         await turn.acquire()
@@ -90,10 +106,10 @@ async def test_a_batch_grows_until_the_engine_is_free(
 async def test_two_batchers_take_turns_on_one_engine(
     submit_to: Callable[[Batcher[str, str]], Submit],
 ) -> None:
-    turn = asyncio.Lock()
+    turn = asyncio.Semaphore()
     pictures, texts = GatedRun(), GatedRun()
-    one = Batcher(pictures, max_batch=4, turn=turn)
-    other = Batcher(texts, max_batch=4, turn=turn)
+    one = Batcher(taking(pictures, turn), max_batch=4)
+    other = Batcher(taking(texts, turn), max_batch=4)
     async with serving(one), serving(other):
         calls = [submit_to(one)("p0")]
         await quiet()
@@ -109,10 +125,47 @@ async def test_two_batchers_take_turns_on_one_engine(
         await asyncio.gather(*calls)
 
 
+async def test_each_of_several_loops_takes_its_part_of_what_waits(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(taking(run), max_batch=8, at_once=2)
+    submit = submit_to(batcher)
+    async with serving(batcher, loops=2):
+        calls = [submit(item) for item in "ab"]
+        await quiet()
+        assert run.batches == [["a"], ["b"]]
+        calls += [submit(item) for item in "cdefg"]
+        await quiet()
+        assert batcher.waiting == 5
+        await run.finish()  # the other loop is busy, and still its part is left to it
+        assert run.batches[2:] == [["c", "d", "e"]]
+        await run.finish()
+        assert run.batches[3:] == [["f"]]
+        for _ in range(3):
+            await run.finish()
+
+        assert [answer.value for answer in await asyncio.gather(*calls)] == list("abcdefg")
+
+
+async def test_a_loop_that_ends_leaves_the_run_of_another_to_its_callers(
+    run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
+) -> None:
+    batcher = Batcher(taking(run), max_batch=4, at_once=2)
+    async with serving(batcher, loops=2) as first, asyncio.timeout(30):
+        call = submit_to(batcher)("a")
+        await quiet()
+        batcher.close()
+        await quiet()
+        assert not call.done()
+        await run.finish()
+        assert (await call).value == "a"
+        await first
+
+
 async def test_interactive_goes_before_bulk_and_bulk_keeps_its_share(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4, bulk_share=0.25)
+    batcher = Batcher(taking(run), max_batch=4, bulk_share=0.25)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit("first")]
@@ -138,8 +191,8 @@ async def test_times_and_batch_size_are_told(
         now += 3.0
         return items
 
-    turn = asyncio.Lock()
-    batcher = Batcher(run, max_batch=4, turn=turn, clock=lambda: now)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(run, turn), max_batch=4, clock=lambda: now)
     async with serving(batcher):
         await turn.acquire()
         early = submit_to(batcher)("early")
@@ -156,7 +209,7 @@ async def test_times_and_batch_size_are_told(
 async def test_a_caller_that_leaves_while_waiting_is_never_run(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4)
+    batcher = Batcher(taking(run), max_batch=4)
     submit = submit_to(batcher)
     async with serving(batcher):
         first = submit("first")
@@ -176,8 +229,8 @@ async def test_a_caller_that_leaves_while_waiting_is_never_run(
 async def test_a_caller_that_leaves_in_the_instant_of_the_choice_is_never_run(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    turn = asyncio.Lock()
-    batcher = Batcher(run, max_batch=4, turn=turn)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(run, turn), max_batch=4)
     submit = submit_to(batcher)
     async with serving(batcher):
         await turn.acquire()
@@ -197,7 +250,7 @@ async def test_a_caller_that_leaves_in_the_instant_of_the_choice_is_never_run(
 async def test_a_caller_that_leaves_during_the_run_breaks_nothing(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4)
+    batcher = Batcher(taking(run), max_batch=4)
     submit = submit_to(batcher)
     async with serving(batcher):
         first = submit("first")
@@ -229,7 +282,7 @@ async def test_a_failing_run_fails_who_is_alone_in_it_and_the_loop_goes_on(
     raised: Exception,
     expected: type[Exception],
 ) -> None:
-    batcher = Batcher(run, max_batch=1)
+    batcher = Batcher(taking(run), max_batch=1)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "ab"]
@@ -261,8 +314,8 @@ class Poisoned:
 @pytest.mark.parametrize("poison", ["a", "h", "d", "ch", "bcd"])
 async def test_poisoned_items_fail_alone(poison: str) -> None:
     engine = Poisoned(poison)
-    turn = asyncio.Lock()
-    batcher = Batcher(engine, max_batch=8, turn=turn)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(engine, turn), max_batch=8)
     async with serving(batcher), turn:
         calls = {
             item: asyncio.create_task(batcher.submit(item, INTERACTIVE)) for item in "abcdefgh"
@@ -281,8 +334,8 @@ async def test_an_engine_that_always_fails_is_asked_a_bounded_number_of_times() 
     items = [str(number) for number in range(64)]
     engine = Poisoned("")
     engine.poison = items  # type: ignore[assignment]  # any container of items will do
-    turn = asyncio.Lock()
-    batcher = Batcher(engine, max_batch=64, turn=turn)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(engine, turn), max_batch=64)
     async with serving(batcher):
         await turn.acquire()
         calls = [asyncio.create_task(batcher.submit(item, INTERACTIVE)) for item in items]
@@ -299,7 +352,7 @@ async def test_an_engine_that_always_fails_is_asked_a_bounded_number_of_times() 
 async def test_those_who_are_abandoned_are_answered_while_the_run_goes_on(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=2)
+    batcher = Batcher(taking(run), max_batch=2)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "abc"]
@@ -320,7 +373,7 @@ async def test_those_who_are_abandoned_are_answered_while_the_run_goes_on(
 async def test_a_wrong_number_of_results_is_a_failure(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit], answer: list[str]
 ) -> None:
-    batcher = Batcher(run, max_batch=2)
+    batcher = Batcher(taking(run), max_batch=2)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "ab"]
@@ -339,7 +392,7 @@ async def test_out_of_memory_splits_the_batch_and_lowers_the_ceiling(
     submit_to: Callable[[Batcher[str, str]], Submit],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    batcher = Batcher(run, max_batch=5)
+    batcher = Batcher(taking(run), max_batch=5)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "abcde"]
@@ -358,7 +411,7 @@ async def test_out_of_memory_splits_the_batch_and_lowers_the_ceiling(
 async def test_out_of_memory_on_a_single_item_fails_it(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4)
+    batcher = Batcher(taking(run), max_batch=4)
     async with serving(batcher):
         call = submit_to(batcher)("a")
         await quiet()
@@ -374,7 +427,7 @@ async def test_the_ceiling_rises_again_when_much_has_fitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("inference.batcher._FULL_RUNS_BEFORE_GROWING", 2)
-    batcher = Batcher(run, max_batch=3)
+    batcher = Batcher(taking(run), max_batch=3)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "abc"]
@@ -393,7 +446,7 @@ async def test_the_ceiling_rises_again_when_much_has_fitted(
 async def test_a_split_batch_loses_those_who_left_meanwhile(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=4)
+    batcher = Batcher(taking(run), max_batch=4)
     submit = submit_to(batcher)
     async with serving(batcher):
         calls = [submit(item) for item in "abcd"]
@@ -410,7 +463,7 @@ async def test_a_split_batch_loses_those_who_left_meanwhile(
 async def test_close_drains_then_refuses(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=1)
+    batcher = Batcher(taking(run), max_batch=1)
     submit = submit_to(batcher)
     serve = asyncio.create_task(batcher.serve())
     calls = [submit(item) for item in "ab"]
@@ -428,7 +481,7 @@ async def test_close_drains_then_refuses(
 
 
 async def test_close_ends_an_idle_loop(run: GatedRun) -> None:
-    batcher = Batcher(run, max_batch=1)
+    batcher = Batcher(taking(run), max_batch=1)
     serve = asyncio.create_task(batcher.serve())
     await quiet()
     batcher.close()
@@ -439,7 +492,7 @@ async def test_close_ends_an_idle_loop(run: GatedRun) -> None:
 async def test_a_cancelled_loop_fails_all_who_wait(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
-    batcher = Batcher(run, max_batch=1)
+    batcher = Batcher(taking(run), max_batch=1)
     submit = submit_to(batcher)
     async with serving(batcher) as serve:
         calls = [submit(item) for item in "ab"]
@@ -463,8 +516,8 @@ async def test_a_broken_loop_fails_all_who_wait_and_says_so_afterwards(
             raise RuntimeError("a bug")
         return 0.0
 
-    turn = asyncio.Lock()
-    batcher = Batcher(run, max_batch=1, turn=turn, clock=clock)
+    turn = asyncio.Semaphore()
+    batcher = Batcher(taking(run, turn), max_batch=1, clock=clock)
     submit = submit_to(batcher)
     serve = asyncio.create_task(batcher.serve())
     await turn.acquire()
@@ -482,7 +535,7 @@ async def test_a_broken_loop_fails_all_who_wait_and_says_so_afterwards(
 
 def test_a_batch_holds_at_least_one(run: GatedRun) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Batcher(run, max_batch=0)
+        Batcher(taking(run), max_batch=0)
 
 
 OPERATIONS = st.one_of(
@@ -499,13 +552,14 @@ OPERATIONS = st.one_of(
 @given(
     operations=st.lists(OPERATIONS, max_size=80),
     max_batch=st.integers(1, 5),
+    loops=st.integers(1, 3),
     ending=st.sampled_from(["close", "cancel"]),
 )
 def test_every_caller_is_answered_once_in_order_whatever_happens(
-    operations: list[tuple[str, Any]], max_batch: int, ending: str
+    operations: list[tuple[str, Any]], max_batch: int, loops: int, ending: str
 ) -> None:
     async def play() -> None:
-        game = _Game(max_batch)
+        game = _Game(max_batch, loops)
         for name, value in operations:
             await getattr(game, name)(value)
         await game.end(ending)
@@ -517,11 +571,13 @@ def test_every_caller_is_answered_once_in_order_whatever_happens(
 class _Game:
     """A batcher, an engine at a gate, and callers that come and go."""
 
-    def __init__(self, max_batch: int) -> None:
+    def __init__(self, max_batch: int, loops: int) -> None:
         self.max_batch = max_batch
         self.run = GatedRun()
-        self.batcher = Batcher(self.run, max_batch=max_batch, bulk_share=0.25)
-        self.serve = asyncio.create_task(self.batcher.serve())
+        self.batcher = Batcher(
+            taking(self.run), max_batch=max_batch, bulk_share=0.25, at_once=loops
+        )
+        self.serves = [asyncio.create_task(self.batcher.serve()) for _ in range(loops)]
         self.calls: list[asyncio.Task[Batched[str]]] = []
         self.cancelled: set[int] = set()
         self.left_in_time: set[int] = set()
@@ -568,8 +624,9 @@ class _Game:
             for _ in range(len(self.calls) + 1):
                 self.run.open()
         else:
-            self.serve.cancel()
-        await asyncio.wait([self.serve, *self.calls])
+            for serve in self.serves:
+                serve.cancel()
+        await asyncio.wait([*self.serves, *self.calls])
 
     def check(self) -> None:
         for number, call in enumerate(self.calls):
@@ -613,7 +670,7 @@ def test_bulk_comes_through_under_endless_interactive_work(
 
 async def _besiege(max_batch: int, bulk_share: float, bulk: int) -> None:
     run = GatedRun()
-    batcher = Batcher(run, max_batch=max_batch, bulk_share=bulk_share)
+    batcher = Batcher(taking(run), max_batch=max_batch, bulk_share=bulk_share)
     async with serving(batcher):
         patient = [asyncio.create_task(batcher.submit("b", BULK)) for _ in range(bulk)]
         endless: list[asyncio.Task[Batched[str]]] = []

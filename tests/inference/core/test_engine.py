@@ -1,6 +1,6 @@
 import json
 import logging
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineMemoryError, InferenceError, InvalidInputError, StartupError
-from inference.providers import CPU, CUDA, TENSORRT, Choice, Graph, Opened, open_tower
+from inference.providers import CPU, CUDA, TENSORRT, Choice, Opened
 from inference.tower import Tower, bucket_sizes, is_out_of_memory
 from tests.inference.core.models import (
     CONTEXT,
@@ -102,49 +102,25 @@ def test_an_answer_is_not_overwritten_by_the_next_run(folder: Path, where: str) 
     assert np.array_equal(first, kept)
 
 
-class Broken:
-    """A session that answers a batch of two only."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def run(self, outputs: list[str], feeds: dict[str, Any]) -> Any:
-        if len(feeds["pixels"]) != 2:
-            raise RuntimeError("no such batch")
-        return self._session.run(outputs, feeds)
-
-
-def test_a_part_of_a_batch_that_fails_fails_the_batch(folder: Path) -> None:
-    graph = Graph(
-        path=folder / IMAGE_TOWER,
-        input_name="pixels",
-        item_shape=(SIDE, SIDE, 3),
-        dtype=np.uint8,
-        fp16=False,
-    )
-    opened = open_tower(graph, EngineOptions(provider="cpu", threads=2, max_batch=5))
-    assert (opened.cores, opened.by_item is None) == (2, False)
-    tower: Tower[np.uint8] = Tower(
-        replace(opened, by_item=Broken(opened.by_item)),
-        input_name="pixels",
-        item_shape=(SIDE, SIDE, 3),
-        dtype=np.uint8,
-        dimensions=DIMENSIONS,
-    )
-    assert tower.embed(pictures(4)).shape == (4, DIMENSIONS)
-    for count in (3, 5):  # the helper's part is of 1, and then one's own of 3
-        with pytest.raises(InferenceError):
-            tower.embed(pictures(count))
-    assert tower.embed(pictures(1)).shape == (1, DIMENSIONS)  # alone: the other session
+def test_each_core_runs_batches_of_its_own_where_the_model_is_small(folder: Path) -> None:
+    tower = load(folder, EngineOptions(provider="cpu", threads=2))
+    assert tower.cores is not None
+    assert tower.cores.count == 2
+    batches = [np.roll(pictures(1 + number % 8), number, axis=1) for number in range(40)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(tower.cores.embed, batches))
+    for batch, embeddings in zip(batches, found, strict=True):
+        np.testing.assert_allclose(embeddings, expected(batch, IMAGE_WEIGHTS), atol=1e-5)
 
 
 def test_a_large_model_takes_all_cores_for_one_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load(folder, EngineOptions(provider="cpu", threads=2)).max_batch == 16
+    assert load(folder, EngineOptions(provider="cpu", threads=2)).max_batch == 8
     monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
     tower = load(folder, EngineOptions(provider="cpu", threads=2))
     assert tower.max_batch == 4
+    assert tower.cores is None
     np.testing.assert_allclose(
         tower.embed(pictures(3)), expected(pictures(3), IMAGE_WEIGHTS), atol=1e-5
     )

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,21 +10,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inference import providers
 from inference.artifact import Artifact
-from inference.engine import Embeddings, EngineOptions, Pixels, load_image_engine, load_text_engine
+from inference.engine import (
+    Cores,
+    Embeddings,
+    EngineOptions,
+    Pixels,
+    load_image_engine,
+    load_text_engine,
+)
 from inference.errors import (
     EngineLostError,
     EngineMemoryError,
     InferenceError,
+    InvalidInputError,
     OverloadedError,
     ShuttingDownError,
     UnavailableError,
     UnsupportedError,
 )
+from inference.health import Health
 from inference.lanes import Lane
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.recovery import Pace
+from inference.runs import Watch
+from inference.threads import LaneThreads
 from tests.inference.core.models import IMAGE_WEIGHTS, TEXT_WEIGHTS, expected, save_model
 from tests.inference.core.pictures import encoded, preprocessor, scene
 from tests.inference.server.fakes import GatedEngine, LetterCounter, decode, picture, until
@@ -60,6 +73,26 @@ def real(folder: Path) -> tuple[Pipeline, Preprocessor]:
     return around(engine, preprocess=preprocess, texts=texts, limits={"slots": 64}), preprocess
 
 
+class CoreEngine(GatedEngine):
+    """An engine that can run a batch on each of its cores, each picture as its gate opens."""
+
+    def __init__(self, cores: int) -> None:
+        super().__init__()
+        self.cores = Cores(cores, self._on_a_core)
+        self.on_a_core: list[int] = []
+        self.gates: dict[int, threading.Event] = {}
+
+    def _on_a_core(self, pixels: Sequence[Pixels]) -> Embeddings:
+        self.on_a_core += [int(one[0, 0, 0]) for one in pixels]
+        return self.embed(pixels)
+
+    def embed(self, pixels: Sequence[Pixels] | Pixels) -> Embeddings:
+        embeddings = super().embed(pixels)
+        for one in pixels:
+            assert self.gates.get(int(one[0, 0, 0]), self.gate).wait(timeout=30)
+        return embeddings
+
+
 async def hold(engine: GatedEngine, pipeline: Pipeline) -> "asyncio.Task[Any]":
     """Closes the gate with one picture, number 1, in the engine."""
     engine.gate.clear()
@@ -69,12 +102,15 @@ async def hold(engine: GatedEngine, pipeline: Pipeline) -> "asyncio.Task[Any]":
 
 
 def waiting(pipeline: Pipeline) -> int:
-    return pipeline._images.batcher.waiting
+    return sum(batcher.waiting for batcher in pipeline._batchers())
 
 
+@pytest.mark.parametrize("small", [True, False])
 async def test_pictures_and_texts_of_many_callers_each_get_their_own_embedding(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
 ) -> None:
+    if not small:
+        monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
     pipeline, preprocess = real(save_model(tmp_path, text=True))
     files = [encoded(scene(20 + n, 40 - n), kind) for n in range(8) for kind in ("PNG", "JPEG")]
     texts = ["a map", "b", "map map b"]
@@ -95,7 +131,12 @@ async def test_pictures_and_texts_of_many_callers_each_get_their_own_embedding(
     assert pipeline.inside == 0
 
 
-async def test_a_bad_picture_fails_alone_and_leaves_its_slot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [True, False])
+async def test_a_bad_picture_fails_alone_and_leaves_its_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
+) -> None:
+    if not small:
+        monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
     pipeline, _ = real(save_model(tmp_path))
     good = encoded(scene(30, 30), "PNG")
     async with running(pipeline):
@@ -205,9 +246,11 @@ async def test_a_caller_that_leaves_before_a_decode_thread_is_free_is_not_decode
         return decode(data)
 
     pipeline = around(engine, preprocess=slow, limits={"decode_threads": 1})
+    decoders = pipeline._decoders
+    assert decoders is not None
     async with running(pipeline):
         calls = [asyncio.create_task(pipeline.embed(picture(n), BULK)) for n in (1, 2, 3)]
-        await until(lambda: decoded == [1] and pipeline._decoders.waiting == 2)
+        await until(lambda: decoded == [1] and decoders.waiting == 2)
         calls[1].cancel()
         await until(lambda: pipeline.inside == 2)
         calls[0].cancel()
@@ -329,7 +372,7 @@ async def test_pictures_and_texts_never_run_at_the_same_time(engine: GatedEngine
         pictured = await hold(engine, pipeline)
         said = [asyncio.create_task(pipeline.embed_text("abc", BULK)) for _ in range(3)]
         assert pipeline._texts is not None
-        texts = pipeline._texts.batcher
+        texts = pipeline._texts[BULK]
         await until(lambda: texts.waiting == 3)
         assert lengths == []
         engine.gate.set()
@@ -410,3 +453,98 @@ async def test_a_run_that_hangs_does_not_hold_up_closing_when_its_callers_are_go
             await pipeline.close(grace_s=0.0)
 
     assert not engine.gate.is_set()
+
+
+async def test_where_cores_run_batches_of_their_own_interactive_work_passes_bulk() -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def slow(data: bytes) -> Pixels:
+        if data[0] == 1:
+            entered.set()
+            assert gate.wait(timeout=30)
+        return decode(data)
+
+    engine = CoreEngine(1)
+    pipeline = around(engine, preprocess=slow)
+    async with running(pipeline):
+        bulk = asyncio.create_task(pipeline.embed(picture(1), BULK))
+        await until(entered.is_set)
+        assert int((await pipeline.embed(picture(2), INTERACTIVE)).embedding.argmax()) == 2
+        gate.set()
+        assert int((await bulk).embedding.argmax()) == 1
+
+    assert engine.computed == [2, 1]
+
+
+async def test_a_run_has_all_cores_only_while_no_other_goes_on() -> None:
+    engine = CoreEngine(2)
+    engine.gates = {1: threading.Event()}
+    pipeline = around(engine)
+    async with running(pipeline):
+        first = asyncio.create_task(pipeline.embed(picture(1), BULK))
+        await until(lambda: engine.computed == [1])
+        await pipeline.embed(picture(2), INTERACTIVE)
+        engine.gates[1].set()
+        await first
+        await pipeline.embed(picture(3), INTERACTIVE)
+
+    assert engine.computed == [1, 2, 3]
+    assert engine.on_a_core == [2]
+
+
+async def test_what_a_core_cannot_decode_spoils_nothing_else_of_its_batch() -> None:
+    engine = CoreEngine(1)
+    pipeline = around(engine)
+    async with running(pipeline):
+        first = await hold(engine, pipeline)
+        calls = [
+            asyncio.create_task(pipeline.embed(data, INTERACTIVE))
+            for data in (picture(2), b"bad", picture(3))
+        ]
+        await until(lambda: waiting(pipeline) == 3)
+        engine.gate.set()
+        await first
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert engine.seen == [[1], [2, 3]]
+    assert isinstance(answers[1], InvalidInputError)
+    good = [one for one in answers if not isinstance(one, BaseException)]
+    assert [int(one.embedding.argmax()) for one in good] == [2, 3]
+    assert all(min(one.decode_s, one.queue_s, one.inference_s) >= 0 for one in good)
+
+
+async def test_the_engine_is_healthy_again_when_the_last_run_that_hung_is_back() -> None:
+    engine = CoreEngine(2)
+    engine.gates = {1: threading.Event(), 2: threading.Event()}
+    pipeline = around(engine, limits={"watchdog_s": 0.2})
+    async with running(pipeline):
+        await pipeline.embed(picture(3), INTERACTIVE)
+        calls = [asyncio.create_task(pipeline.embed(picture(n), INTERACTIVE)) for n in (1, 2)]
+        await asyncio.wait(calls)
+        assert {type(call.exception()) for call in calls} == {UnavailableError}
+        await until(lambda: pipeline._health.hanging == 2)
+        engine.gates[1].set()
+        await until(lambda: pipeline._health.hanging == 1)
+        assert not pipeline.healthy
+        engine.gates[2].set()
+        await until(lambda: pipeline.healthy)
+        await pipeline.embed(picture(4), INTERACTIVE)
+
+
+async def test_decoding_for_long_is_not_hanging() -> None:
+    health, gate = Health(), threading.Event()
+    watch, threads = Watch(health, Pace(most_s=0.01, max_batch=1)), LaneThreads(1, name="test")
+    long_ago = time.perf_counter() - 1
+    asked: list[float | None] = []
+
+    def began() -> float | None:
+        asked.append(None if len(asked) < 3 else long_ago)
+        return asked[-1]
+
+    call = asyncio.create_task(watch.over(threads, gate.wait, began=began))
+    await until(lambda: health.hanging == 1)
+    assert asked == [None, None, None, long_ago]
+    gate.set()
+    await call
+    assert health.hanging == 0
+    threads.stop()

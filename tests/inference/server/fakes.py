@@ -20,7 +20,7 @@ from inference.artifact import (
     Thresholds,
 )
 from inference.client import ClientSettings, EmbeddingClient
-from inference.engine import Embeddings, Pixels
+from inference.engine import Cores, Embeddings, Pixels
 from inference.errors import InvalidInputError
 from inference.server import RunningServer
 
@@ -40,6 +40,7 @@ class GatedEngine:
 
     provider = "FakeProvider"
     max_batch = 4
+    cores: Cores | None = None
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -71,6 +72,7 @@ class LetterCounter:
 
     provider = "FakeProvider"
     max_batch = 4
+    cores: Cores | None = None
 
     def tokenise(self, text: str) -> NDArray[np.int64]:
         if not text:

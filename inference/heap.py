@@ -1,0 +1,25 @@
+"""What the C library does with memory that is given back: large pieces go to the system at once.
+
+Left alone, glibc keeps pieces of up to 32 MB for later once such a piece was freed, for each thread
+apart: after some pictures of many megapixels the process is larger for good. `mallopt(3)`.
+"""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# The pixels of a screenshot fit below, and come and go faster for it.
+_LARGE_BYTES = 4 * 1024 * 1024
+_KEPT_BYTES = 16 * 1024 * 1024
+
+
+def give_back_large_pieces() -> None:
+    """Tells the C library so; does nothing where it is not glibc. Call it before threads start."""
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library, such as musl
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
