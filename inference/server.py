@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ EXIT_ENGINE_FAILED = os.EX_SOFTWARE
 
 # How long the last answers and statuses may take to reach their callers once all work is done.
 _FLUSH_S = 1.0
+# How long a thread may take to end, and what threads that call libraries are named.
+_END_S = 1.0
+_OUR_THREADS = frozenset({"core", "bulk", "engine", "decode", "load"})
 
 _log = logging.getLogger("mapseek.server")
 
@@ -316,8 +320,8 @@ def run(
     Returns:
         The exit status: 0 after draining, 78 if the server could not start (with one sentence
         on stderr), 70 if the model failed for good, 1 if the server broke (with a traceback in
-        the log). Where a run of the model hangs for good, the process ends here, with 75: the
-        thread that is in it would hold up or crash an orderly end.
+        the log). Where a run of the model still goes on, as it does when it hangs for good (75),
+        the process ends here: the thread that is in it would hold up or crash an orderly end.
     """
     heap.give_back_large_pieces()
     try:
@@ -337,10 +341,24 @@ def run(
     except StartupError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
-    if status == EXIT_ENGINE_HUNG:
+    if status == EXIT_ENGINE_HUNG or _is_still_at_work():
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _is_still_at_work() -> bool:
+    """Whether a thread of ours is in a call, though all were told to end.
+
+    Python ends such a thread when it comes back, in the middle of the library that it is in, and
+    that aborts the process.
+    """
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.partition("-")[0] in _OUR_THREADS:
+            thread.join(_END_S)
+            if thread.is_alive():
+                return True
+    return False
 
 
 async def _serve_until_signal(

@@ -35,7 +35,7 @@ OURS, EMPTY = "mapseek", "empty"
 _TFLOP_AN_IMAGE = 8.8e-3
 # What is assumed of a card: so much of its dense fp16 tensor limit, in Tflop/s as NVIDIA states it.
 UTILISATION = 0.4
-CARDS = {"T4": 65.0, "L4": 121.0, "A10": 125.0, "A100": 312.0, "H100": 989.0}
+CARDS = {"T4": 65.0, "A10": 125.0, "A100": 312.0, "H100": 989.0}
 
 _START_S = 30.0
 _DECODED = 100
