@@ -153,6 +153,49 @@ def peers(
 
 
 @app.command()
+def overhead(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, help="Length of each measurement of a round.")
+    ] = 1.5,
+    images: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images a message; repeat for several. 1, 8, 32 if unset"),
+    ] = None,
+    side: Annotated[
+        int, typer.Option(min=4, max=512, help="Side of the pixels that are sent.")
+    ] = 224,
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what a call costs: a .png or .svg file."),
+    ] = None,
+) -> None:
+    """What a call costs beside the model, and how many one event loop lets through.
+
+    [dim]mapseek bench overhead --plot overhead.png[/]
+
+    The model costs next to nothing, and an empty gRPC server takes the same messages in turn.
+
+    Ctrl-C ends it with the figures so far.
+    """
+    from benchmarks.overhead.bench import OverheadOptions, bench_overhead
+
+    _check_outputs(json, plot)
+    options = OverheadOptions(
+        rounds=rounds, seconds=seconds, images=images or (1, 8, 32), side=side
+    )
+    with _progress() as progress:
+        report, rows = bench_overhead(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_overhead
+
+        plot_overhead(rows, report.machine.cpu, plot)
+
+
+@app.command()
 def engine(
     *,
     model: Annotated[
@@ -196,6 +239,61 @@ def engine(
     with _progress() as progress:
         report = bench_engine(options, progress)
     _publish(report, json)
+
+
+@app.command()
+def gpu(
+    *,
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="DIR", help="Model folder, best in fp16.")
+    ],
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="cuda, tensorrt or both; cpu rehearses the run. Both if unset"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the report; what is there is kept.")
+    ] = Path("results/gpu/report"),
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Batch size; repeat for several. 1 to 64 if unset"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of what is measured in rounds.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement.")] = 3.0,
+    gflop: Annotated[
+        float, typer.Option(min=0.001, help="Arithmetic of one image; that of ViT-B/32 if unset.")
+    ] = 8.8,
+) -> None:
+    """The model against the card's limit, the server against the model, memory that runs out.
+
+    [dim]benchmarks/gpu.sh[/] exports a model and runs this, unattended.
+
+    Each step is a process of its own; one that fails is told, and ends nothing else.
+
+    Ctrl-C stops it; the same command goes on after the last step that is done.
+    """
+    from benchmarks.gpu.bench import GpuOptions, bench_gpu
+
+    chosen = tuple(provider or ("cuda", "tensorrt"))
+    if chosen != ("cpu",) and not set(chosen) <= {"cuda", "tensorrt"}:
+        raise typer.BadParameter(
+            "Take cuda, tensorrt or both, or cpu alone.", param_hint="--provider"
+        )
+    _check_writable(out / "report.json")
+    options = GpuOptions(
+        model=model,
+        providers=chosen,  # type: ignore[arg-type]  # checked above
+        out=out,
+        rounds=rounds,
+        seconds=seconds,
+        batches=batch or (1, 2, 4, 8, 16, 32, 64),
+        gflop=gflop,
+    )
+    with _progress() as progress:
+        report = bench_gpu(options, progress)
+    _publish(report, None)
+    if report.missed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -472,7 +570,8 @@ def chaos(
 
     It exits with 1 where a call was lost or answered wrongly, or a promise was not kept.
     """
-    from benchmarks.chaos import NAMES, ChaosOptions, bench_chaos
+    from benchmarks.chaos.bench import NAMES, bench_chaos
+    from benchmarks.chaos.outcome import ChaosOptions
 
     _check_writable(json)
     unknown = [name for name in only or () if name not in NAMES]
@@ -509,7 +608,7 @@ def fuzz(
 
     Ctrl-C ends it with what was seen so far.
     """
-    from benchmarks.fuzz import FuzzOptions, bench_fuzz
+    from benchmarks.fuzz.bench import FuzzOptions, bench_fuzz
 
     _check_writable(json, out / "finding")
     options = FuzzOptions(model=_folder(model), minutes=minutes, out=out, seed=seed)

@@ -30,6 +30,8 @@ class EngineBenchOptions:
         rounds: How often every combination is measured.
         seconds: How long each measurement of a round takes.
         provider: The onnxruntime provider.
+        cuda_graph: Whether runs are replayed as captured CUDA graphs.
+        tensorrt_cache: Folder for built TensorRT engines.
     """
 
     models: Sequence[Path]
@@ -38,6 +40,8 @@ class EngineBenchOptions:
     rounds: int = 3
     seconds: float = 0.7
     provider: Provider = "auto"
+    cuda_graph: bool = False
+    tensorrt_cache: Path | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -117,6 +121,7 @@ def bench_engine(options: EngineBenchOptions, progress: Progress) -> Report:
             "rounds": options.rounds,
             "seconds": options.seconds,
             "provider": provider,
+            "cuda_graph": options.cuda_graph,
         },
         tables=[_table(cases, provider)],
         data={
@@ -146,7 +151,13 @@ def _load(options: EngineBenchOptions, progress: Progress) -> list[Case]:
         progress(f"loading {artifact.manifest.model_id} for {count} threads", 0.0)
         engine = load_image_engine(
             artifact,
-            EngineOptions(provider=options.provider, threads=count, max_batch=max(options.batches)),
+            EngineOptions(
+                provider=options.provider,
+                threads=count,
+                max_batch=max(options.batches),
+                cuda_graph=options.cuda_graph,
+                tensorrt_cache=options.tensorrt_cache,
+            ),
         )
         engine.warm_up()
         ways = [(count, 1)]

@@ -10,6 +10,8 @@ from matplotlib.ticker import LogFormatter
 from benchmarks.archive import Row
 from benchmarks.bot_load import Measured as BotMeasured
 from benchmarks.memory import MB
+from benchmarks.overhead.bench import EMPTY, OURS, cards
+from benchmarks.overhead.bench import Row as OverheadRow
 from benchmarks.peers.bench import Served
 from benchmarks.rounds import Measured
 from inference.errors import StartupError
@@ -131,6 +133,31 @@ def plot_peers(served: Sequence[Served], title: str, path: Path) -> None:
             axes.yaxis.set_major_formatter(LogFormatter())
         axes.grid(alpha=0.3, axis="y")
         axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_overhead(rows: Sequence[OverheadRow], title: str, path: Path) -> None:
+    """Draws what an image costs, and how many one event loop lets through, into one file."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [row.kind.name for row in rows]
+    empty = [row.process_us(EMPTY) / row.kind.images for row in rows]
+    left.barh(names, empty, color="lightgrey", label="an empty server")
+    own = [max(0.0, row.own_us / row.kind.images) for row in rows]
+    left.barh(names, own, left=empty, color="C0", label="our part")
+    left.set(title="CPU time of the server", xlabel="microseconds an image")
+    left.invert_yaxis()
+    left.legend(fontsize="small")
+    right.barh(names, [row.wall_images_per_s for row in rows], color="C0", label="loop is full")
+    right.plot([row.images_per_s(OURS) for row in rows], names, "k|", label="measured")
+    for name, rate in cards().items():
+        right.axvline(rate, color="grey", linestyle=":", linewidth=1)
+        right.annotate(name, (rate, -0.6), fontsize="x-small", ha="center", annotation_clip=False)
+    right.set(title="Where the event loop is the wall", xlabel="images per second", xscale="log")
+    right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, axis="x")
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, dpi=150)
 

@@ -63,7 +63,11 @@ class RunningServer:
 
 @contextmanager
 def run_server(
-    model: Path, settings: Mapping[str, str] | None = None, *, program: str = _PROGRAM
+    model: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    program: str = _PROGRAM,
+    start_s: float = _START_S,
 ) -> Iterator[RunningServer]:
     """Runs a server for the length of the block.
 
@@ -71,6 +75,7 @@ def run_server(
         model: The model folder to serve.
         settings: `MAPSEEK_*` variables for it, by lower-case name without the prefix.
         program: Python text to run instead of the server, which may read its stdin.
+        start_s: How long it may take until it serves, in seconds.
 
     Raises:
         StartupError: It did not come up; the message ends with its last words.
@@ -87,6 +92,8 @@ def run_server(
                 **kept,
                 "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
                 "MAPSEEK_LOG_LEVEL": "warning",
+                # Should a library crash, its stack is among the last words.
+                "PYTHONFAULTHANDLER": "1",
                 **given,
                 "MAPSEEK_MODEL": str(model.resolve()),
                 "MAPSEEK_LISTEN": address,
@@ -98,7 +105,7 @@ def run_server(
             start_new_session=True,  # Ctrl-C is for the benchmark, which then stops the server
         )
         try:
-            _wait_until_serving(process, address, words)
+            _wait_until_serving(process, address, words, start_s)
             yield RunningServer(
                 address=address,
                 process=process,
@@ -122,8 +129,10 @@ def is_serving(address: str, *, timeout_s: float = 2.0) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _wait_until_serving(process: "subprocess.Popen[bytes]", address: str, words: IO[str]) -> None:
-    deadline = time.monotonic() + _START_S
+def _wait_until_serving(
+    process: "subprocess.Popen[bytes]", address: str, words: IO[str], start_s: float
+) -> None:
+    deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise StartupError(
@@ -134,7 +143,7 @@ def _wait_until_serving(process: "subprocess.Popen[bytes]", address: str, words:
             return
         time.sleep(_POLL_S)
     raise StartupError(
-        f"The server did not serve within {_START_S:g} s:\n" + "\n".join(_tail(words))
+        f"The server did not serve within {start_s:g} s:\n" + "\n".join(_tail(words))
     )
 
 

@@ -29,6 +29,8 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, *services: str) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)
+        # By method: the handler that was wrapped, and what became of it.
+        self._wrapped: dict[str, tuple[Any, Handler]] = {}
 
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
@@ -39,14 +41,19 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(self._prefixes):
             return handler  # type: ignore[no-any-return]  # it is what came in
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
         name = method.rpartition("/")[2]
         error = f"The message is no request of {name}: it is damaged, or meant for another method."
-        return wrapped(
+        around = wrapped(
             handler,
             unary=partial(_unary, error=error),
             stream=partial(_stream, error=error),
             parse=_marking(handler.request_deserializer),
         )
+        self._wrapped[method] = handler, around  # there are only so many methods
+        return around
 
 
 def _marking(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -10,13 +10,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from mapseek.oip import open_inference_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
@@ -32,8 +32,10 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineLostError, StartupError
+from inference.listening import Listener
 from inference.malformed import MalformedInterceptor
 from inference.oip import service as oip
+from inference.oip import wire
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
@@ -55,9 +57,9 @@ EXIT_ENGINE_FAILED = os.EX_SOFTWARE
 
 # How long the last answers and statuses may take to reach their callers once all work is done.
 _FLUSH_S = 1.0
-# How often, and how long apart, a port that gRPC let go of is bound again.
-_REBINDS = 100
-_REBIND_PAUSE_S = 0.05
+# How long a thread may take to end, and what threads that call libraries are named.
+_END_S = 1.0
+_OUR_THREADS = frozenset({"core", "bulk", "engine", "decode", "load"})
 
 _log = logging.getLogger("mapseek.server")
 
@@ -140,15 +142,15 @@ class RunningServer:
         )
         self._pipeline: Pipeline | None = None
         self._ready = asyncio.Event()
-        self._grpc = self._build()
-        self.address = bind.listen(self._grpc, settings)
+        self._listener = Listener(self._build, settings)
+        self.address = self._listener.address
 
     async def start(self) -> None:
         """Starts answering, and loading the model."""
-        await self._grpc.start()
+        await self._listener.start()
         _log.info("listening on %s, loading %s", self.address, self._settings.model)
         self._life = asyncio.create_task(self._live(), name="server")
-        self._listening = asyncio.create_task(self._keep_listening(), name="listening")
+        self._listening = asyncio.create_task(self._listener.keep(), name="listening")
 
     @property
     def serving(self) -> bool:
@@ -198,40 +200,11 @@ class RunningServer:
             _log.warning("%d calls did not finish within %g s and are cut off", self.calls, drain_s)
         if self._pipeline is not None:
             await self._pipeline.close(grace_s=0.0)
-        await self._grpc.stop(_FLUSH_S)
+        await self._listener.stop(_FLUSH_S)
         self._life.cancel()
         # Whatever it ended with has been told by `ready` or `ended`.
         with suppress(asyncio.CancelledError, Exception):
             await self._life
-
-    async def _keep_listening(self) -> None:
-        """Listens anew whenever gRPC stops by itself.
-
-        It does so at a call whose method is no UTF-8, which any stranger may send (found by
-        `mapseek bench fuzz` in grpcio 1.85.1). What is running then is cut off as UNAVAILABLE.
-
-        Raises:
-            StartupError: The address cannot be bound again.
-        """
-        settings = self._settings.model_copy(update={"listen": self.address})
-        while True:
-            try:
-                # A cancelled wait would cancel what `stop` waits for, too.
-                await asyncio.shield(self._grpc.wait_for_termination())
-            except Exception as error:  # noqa: BLE001  whatever it was, the port is closed
-                _log.error("gRPC stopped by itself (%r); listening anew", error)
-            await self._grpc.stop(None)
-            for left in reversed(range(_REBINDS)):
-                server = self._build()
-                try:
-                    bind.listen(server, settings)
-                    break
-                except StartupError:
-                    if not left:
-                        raise
-                    await asyncio.sleep(_REBIND_PAUSE_S)
-            await server.start()
-            self._grpc = server
 
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
@@ -260,7 +233,7 @@ class RunningServer:
         )
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._oip, server)
+        wire.add_to(server, self._oip)
         reflection.enable(server, [service.SERVICE_NAME, oip.SERVICE_NAME, probes.SERVICE_NAME])
         return server
 
@@ -347,8 +320,8 @@ def run(
     Returns:
         The exit status: 0 after draining, 78 if the server could not start (with one sentence
         on stderr), 70 if the model failed for good, 1 if the server broke (with a traceback in
-        the log). Where a run of the model hangs for good, the process ends here, with 75: the
-        thread that is in it would hold up or crash an orderly end.
+        the log). Where a run of the model still goes on, as it does when it hangs for good (75),
+        the process ends here: the thread that is in it would hold up or crash an orderly end.
     """
     heap.give_back_large_pieces()
     try:
@@ -368,10 +341,24 @@ def run(
     except StartupError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIGURATION
-    if status == EXIT_ENGINE_HUNG:
+    if status == EXIT_ENGINE_HUNG or _is_still_at_work():
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _is_still_at_work() -> bool:
+    """Whether a thread of ours is in a call, though all were told to end.
+
+    Python ends such a thread when it comes back, in the middle of the library that it is in, and
+    that aborts the process.
+    """
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.partition("-")[0] in _OUR_THREADS:
+            thread.join(_END_S)
+            if thread.is_alive():
+                return True
+    return False
 
 
 async def _serve_until_signal(

@@ -78,7 +78,7 @@ class ServerSettings(Settings):
         default=64,
         ge=1,
         le=4096,
-        description="Most images that one EmbedStream may have in the server. Twice the largest "
+        description="Most images that one stream may have in the server. Twice the largest "
         "batch keeps the model fed by a single stream.",
     )
     stream_idle_s: float = Field(

@@ -10,7 +10,7 @@ from inference.errors import EmbeddingError, InferenceError, ModelChangedError
 from inference.status import RETRY_AFTER_KEY, error_of
 
 # What gRPC itself, and no server, says of a call whose connection broke under it.
-_LOST_CALL = ("Internal error from Core", "Received RST_STREAM")
+LOST_CALL = ("Internal error from Core", "Received RST_STREAM")
 
 
 def embedded(embedding: pb.Embedding, timings: pb.Timings) -> Embedded:
@@ -67,7 +67,7 @@ def failure(error: grpc.aio.AioRpcError, server: str) -> EmbeddingError:
     """
     details = error.details() or ""
     code = error.code()
-    if code is grpc.StatusCode.INTERNAL and details.startswith(_LOST_CALL):
+    if code is grpc.StatusCode.INTERNAL and details.startswith(LOST_CALL):
         code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.UNAVAILABLE:
         details = f"No answer from {server}: {details or 'it cannot be reached'}"

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 from mapseek.oip import open_inference_pb2 as oip
-from mapseek.oip import open_inference_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 
 from inference.errors import (
@@ -23,6 +22,7 @@ from inference.oip import tensors
 from inference.oip.models import LIMIT_PREFIX, PROVIDER, TEXTS, Model, served
 from inference.oip.statistics import Statistics
 from inference.oip.stream import InferStream
+from inference.oip.wire import Request
 from inference.service import Backend
 from inference.status import UNFORESEEN
 
@@ -42,7 +42,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Answering = Callable[[Context], AbstractAsyncContextManager[Backend]]
 
 
-class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+class OpenInferenceService:
     """Answers calls with what `EmbeddingService` answers with, and in its company.
 
     Args:
@@ -50,7 +50,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
         serving: Whether health probes are told SERVING.
         limits: What requests must keep to.
         max_batch: Most elements of one request.
-        stream_window: Most requests that one stream may have in the server.
+        stream_window: Most elements of requests that one stream may have in the server.
         stream_idle_s: How long a stream may be idle, in seconds.
     """
 
@@ -179,19 +179,19 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
             )
 
     async def ModelInfer(  # noqa: N802
-        self, request: oip.ModelInferRequest, context: Context
+        self, request: Request, context: Context
     ) -> oip.ModelInferResponse:
         """Embeds a batch, or refuses at once when the server is full."""
         async with self._answering(context) as backend:
             return await self._infer(request, backend, wait=False)
 
-    async def ModelStreamInfer(  # type: ignore[override]  # noqa: N802  as `EmbedStream`
-        self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
+    async def ModelStreamInfer(  # noqa: N802
+        self, request_iterator: AsyncIterator[Request], context: Context
     ) -> None:
         """Embeds batch after batch over one call; waits while the server is full."""
         async with self._answering(context) as backend:
 
-            async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+            async def answer(request: Request) -> oip.ModelStreamInferResponse:
                 try:
                     response = await self._infer(request, backend, wait=True)
                 except EmbeddingError as error:
@@ -202,7 +202,8 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                 else:
                     return oip.ModelStreamInferResponse(infer_response=response)
                 return oip.ModelStreamInferResponse(
-                    error_message=message, infer_response=oip.ModelInferResponse(id=request.id)
+                    error_message=message,
+                    infer_response=oip.ModelInferResponse(id=request.message.id),
                 )
 
             stream = InferStream(answer, window=self._stream_window, idle_s=self._stream_idle_s)
@@ -213,9 +214,9 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                 self._streams.discard(stream)
 
     async def _infer(
-        self, request: oip.ModelInferRequest, backend: Backend, *, wait: bool
+        self, request: Request, backend: Backend, *, wait: bool
     ) -> oip.ModelInferResponse:
-        model = self._model(request.model_name, request.model_version)
+        model = self._model(request.message.model_name, request.message.model_version)
         statistics = self._statistics[model.name]
         started = time.perf_counter()
         try:

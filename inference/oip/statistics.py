@@ -3,11 +3,47 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mapseek.oip import open_inference_pb2 as oip
 
 from inference.oip.models import Model
 from inference.pipeline import Embedded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slowest:
+    """What a request took: as long as its slowest element, stage by stage.
+
+    Attributes:
+        decode_s: Seconds of decoding.
+        queue_s: Seconds of waiting.
+        inference_s: Seconds of the model's run.
+        batch_size: Items in the largest of its runs.
+    """
+
+    decode_s: float
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+    @classmethod
+    def of(cls, embedded: Sequence[Embedded]) -> "Slowest":
+        """Finds it among the elements, of which there is one at least."""
+        if len(embedded) == 1:
+            (one,) = embedded
+            decode_s, queue_s, run_s, size = (
+                one.decode_s,
+                one.queue_s,
+                one.inference_s,
+                one.batch_size,
+            )
+        else:
+            decode_s = max([one.decode_s for one in embedded])
+            queue_s = max([one.queue_s for one in embedded])
+            run_s = max([one.inference_s for one in embedded])
+            size = max([one.batch_size for one in embedded])
+        return cls(decode_s=decode_s, queue_s=queue_s, inference_s=run_s, batch_size=size)
 
 
 class Statistics:
@@ -24,10 +60,10 @@ class Statistics:
         """A request was answered."""
         self._last_ms = time.time_ns() // 1_000_000
         self._count("success", took_s)
-        # A request takes as long as its slowest element.
-        self._took_ns["decode"] += _ns(max(one.decode_s for one in embedded))
-        self._took_ns["queue"] += _ns(max(one.queue_s for one in embedded))
-        self._took_ns["inference"] += _ns(max(one.inference_s for one in embedded))
+        slowest = Slowest.of(embedded)
+        self._took_ns["decode"] += _ns(slowest.decode_s)
+        self._took_ns["queue"] += _ns(slowest.queue_s)
+        self._took_ns["inference"] += _ns(slowest.inference_s)
         for one in embedded:
             self._items[one.batch_size] += 1
             self._run_ns[one.batch_size] += _ns(one.inference_s)

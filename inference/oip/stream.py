@@ -7,9 +7,10 @@ from typing import Protocol
 from mapseek.oip import open_inference_pb2 as oip
 
 from inference.errors import EmbeddingError, ShuttingDownError, UnavailableError
+from inference.oip.wire import Request
 
-Requests = AsyncIterator[oip.ModelInferRequest]
-Answer = Callable[[oip.ModelInferRequest], Awaitable[oip.ModelStreamInferResponse]]
+Requests = AsyncIterator[Request]
+Answer = Callable[[Request], Awaitable[oip.ModelStreamInferResponse]]
 
 
 class Writer(Protocol):
@@ -21,22 +22,24 @@ class Writer(Protocol):
 
 
 class InferStream:
-    """Reads requests while fewer than `window` are unanswered, and answers them in order.
+    """Reads requests while fewer than `window` elements are unanswered, and answers them in order.
 
     Args:
         answer: Answers one request; what is wrong with it is in the answer, never raised.
-        window: Most requests in flight.
+        window: Most elements in flight; a request of more than that goes alone.
         idle_s: How long the caller may neither send nor read, in seconds.
     """
 
     def __init__(self, answer: Answer, *, window: int, idle_s: float) -> None:
         self._answer = answer
         self._idle_s = idle_s
-        # None says that there will be no more.
-        self._tasks: asyncio.Queue[asyncio.Task[oip.ModelStreamInferResponse] | None] = (
-            asyncio.Queue()
-        )
-        self._places = asyncio.Semaphore(window)
+        # Each with its number of elements; None says that there will be no more.
+        self._tasks: asyncio.Queue[
+            tuple[asyncio.Task[oip.ModelStreamInferResponse], int] | None
+        ] = asyncio.Queue()
+        self._window = window
+        self._inside = 0
+        self._answered = asyncio.Event()
         self._running: set[asyncio.Task[oip.ModelStreamInferResponse]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._refusal: EmbeddingError | None = None
@@ -45,17 +48,19 @@ class InferStream:
         """Answers until the caller has finished sending.
 
         Raises:
-            ShuttingDownError: `close` was called; what had been read has been answered.
+            ShuttingDownError: `close` was called; what had been taken up has been answered.
             UnavailableError: The caller was idle for too long.
         """
         reader = self._reader = asyncio.create_task(self._read(requests))
         reader.add_done_callback(lambda _: self._tasks.put_nowait(None))
         try:
-            while (task := await self._tasks.get()) is not None:
+            while (taken := await self._tasks.get()) is not None:
+                task, elements = taken
                 response = await task
                 async with asyncio.timeout(self._idle_s):
                     await writer.write(response)
-                self._places.release()
+                self._inside -= elements
+                self._answered.set()
         except TimeoutError:
             raise self._idle() from None
         finally:
@@ -74,7 +79,7 @@ class InferStream:
 
     async def _read(self, requests: Requests) -> None:
         while True:
-            await self._places.acquire()
+            await self._room_for(1)
             try:
                 async with asyncio.timeout(self._idle_s):
                     request = await anext(requests, None)
@@ -83,12 +88,26 @@ class InferStream:
                 return
             if request is None:
                 return
+            elements = _elements(request)
+            await self._room_for(elements)
+            self._inside += elements
             task = asyncio.ensure_future(self._answer(request))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            self._tasks.put_nowait(task)
+            self._tasks.put_nowait((task, elements))
+
+    async def _room_for(self, elements: int) -> None:
+        while self._inside and self._inside + elements > self._window:
+            self._answered.clear()
+            await self._answered.wait()
 
     def _idle(self) -> UnavailableError:
         return UnavailableError(
             f"The stream was idle for {self._idle_s:g} s: open a new one when needed."
         )
+
+
+def _elements(request: Request) -> int:
+    """How many places a request takes up; what is wrong with its shape is told by its answer."""
+    batch: int = max((1, *(size for one in request.inputs[:1] for size in one.shape[:1])))
+    return batch

@@ -4,6 +4,7 @@ Everything here is checked against what strangers send: an error names the tenso
 have been.
 """
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from inference.engine import Pixels
 from inference.errors import InvalidInputError
 from inference.lanes import Lane
 from inference.oip.models import TEXTS, Model, Tensor
+from inference.oip.statistics import Slowest
+from inference.oip.wire import Buffer, Request
 from inference.pipeline import Embedded
 
 # Before each element of raw BYTES: its length.
@@ -46,78 +49,72 @@ class Question:
     raw: bool
 
 
-def read(request: oip.ModelInferRequest, model: Model) -> Question:
+def read(request: Request, model: Model) -> Question:
     """Reads and checks a request.
 
     Raises:
         InvalidInputError: It is not what the model takes.
     """
+    message, raw = request.message, request.raw
     given, tensor = _input(request, model)
     count = _count(given.shape, tensor, model)
-    raw = bool(request.raw_input_contents)
     items: Items
     if tensor.datatype == "BYTES":
-        elements = _raw_bytes(request, tensor, count) if raw else _typed_bytes(given, tensor, count)
+        elements = _raw_bytes(raw[0], tensor, count) if raw else _typed_bytes(given, tensor, count)
         items = _texts(elements) if tensor == TEXTS else elements
     else:
-        items = _pixels(request, given, tensor, count)
-    parameters = request.parameters
+        items = _pixels(raw, given, tensor, count)
+    parameters = message.parameters
     return Question(
         tensor=tensor,
         items=items,
         lane=_lane(parameters),
         timeout_s=_timeout_s(parameters),
-        raw=_raw_is_wanted(request, model, default=raw),
+        raw=_raw_is_wanted(message, model, default=bool(raw)),
     )
 
 
-def is_slow(request: oip.ModelInferRequest) -> bool:
+def is_slow(request: Request) -> bool:
     """Whether reading takes long enough to be done beside the event loop: numbers one by one."""
     return any(given.contents.uint_contents for given in request.inputs)
 
 
 def answer(
-    embedded: Sequence[Embedded], *, request: oip.ModelInferRequest, model: Model, raw: bool
+    embedded: Sequence[Embedded], *, request: Request, model: Model, raw: bool
 ) -> oip.ModelInferResponse:
     """The answer to a request, its times being the longest of the batch."""
     output = model.output
     response = oip.ModelInferResponse(
-        model_name=model.name, model_version=str(model.version), id=request.id
+        model_name=model.name, model_version=str(model.version), id=request.message.id
     )
     tensor = response.outputs.add(
-        name=output.name, datatype=output.datatype, shape=[len(embedded), *output.dims]
+        name=output.name, datatype=output.datatype, shape=(len(embedded), *output.dims)
     )
     if raw:
-        rows = np.stack([one.embedding for one in embedded])
-        response.raw_output_contents.append(rows.astype("<f4", copy=False).tobytes())
+        rows = [one.embedding.astype("<f4", copy=False).tobytes() for one in embedded]
+        response.raw_output_contents.append(b"".join(rows))
     else:
         for one in embedded:
             tensor.contents.fp32_contents.extend(one.embedding.tolist())
-    numbers = {
-        "mapseek_decode_us": max(one.decode_s for one in embedded) * 1e6,
-        "mapseek_queue_us": max(one.queue_s for one in embedded) * 1e6,
-        "mapseek_inference_us": max(one.inference_s for one in embedded) * 1e6,
-        "mapseek_batch_size": max(one.batch_size for one in embedded),
-    }
-    for name, number in numbers.items():
-        response.parameters[name].int64_param = round(number)
+    slowest = Slowest.of(embedded)
+    parameters = response.parameters
+    parameters["mapseek_decode_us"].int64_param = round(slowest.decode_s * 1e6)
+    parameters["mapseek_queue_us"].int64_param = round(slowest.queue_s * 1e6)
+    parameters["mapseek_inference_us"].int64_param = round(slowest.inference_s * 1e6)
+    parameters["mapseek_batch_size"].int64_param = slowest.batch_size
     return response
 
 
-def _input(
-    request: oip.ModelInferRequest, model: Model
-) -> tuple[oip.ModelInferRequest.InferInputTensor, Tensor]:
+def _input(request: Request, model: Model) -> tuple[oip.ModelInferRequest.InferInputTensor, Tensor]:
     """The one input of a request, and which of the model's it is."""
+    inputs, raw = request.inputs, request.raw
     known = {tensor.name: tensor for tensor in model.inputs}
-    takes = f"{model.name} takes " + " or ".join(
-        f"{tensor.name} ({tensor.datatype} {_shown(tensor)})" for tensor in model.inputs
-    )
-    for given in request.inputs:
+    for given in inputs:
         if given.name not in known:
-            raise InvalidInputError(f"There is no input {given.name!r}: {takes}.")
-    if len(request.inputs) != 1:
-        raise InvalidInputError(f"{len(request.inputs)} inputs were sent: {takes}, one a request.")
-    given = request.inputs[0]
+            raise InvalidInputError(f"There is no input {given.name!r}: {_takes(model)}.")
+    if len(inputs) != 1:
+        raise InvalidInputError(f"{len(inputs)} inputs were sent: {_takes(model)}, one a request.")
+    given = inputs[0]
     tensor = known[given.name]
     if given.datatype != tensor.datatype:
         raise InvalidInputError(
@@ -126,15 +123,19 @@ def _input(
         )
     if "shared_memory_region" in given.parameters:
         raise InvalidInputError("Shared memory is not offered here: send the tensor itself.")
-    if request.raw_input_contents and given.HasField("contents"):
+    if raw and given.HasField("contents"):
         raise InvalidInputError(
             f"{tensor.name} has both contents and raw_input_contents: send one of them."
         )
-    if len(request.raw_input_contents) > 1:
-        raise InvalidInputError(
-            f"raw_input_contents has {len(request.raw_input_contents)} entries for 1 input."
-        )
+    if len(raw) > 1:
+        raise InvalidInputError(f"raw_input_contents has {len(raw)} entries for 1 input.")
     return given, tensor
+
+
+def _takes(model: Model) -> str:
+    return f"{model.name} takes " + " or ".join(
+        f"{tensor.name} ({tensor.datatype} {_shown(tensor)})" for tensor in model.inputs
+    )
 
 
 def _count(shape: Sequence[int], tensor: Tensor, model: Model) -> int:
@@ -158,8 +159,7 @@ def _shown(tensor: Tensor) -> str:
     return f"[N, {', '.join(map(str, tensor.dims))}]"
 
 
-def _raw_bytes(request: oip.ModelInferRequest, tensor: Tensor, count: int) -> list[bytes]:
-    data = request.raw_input_contents[0]
+def _raw_bytes(data: Buffer, tensor: Tensor, count: int) -> list[bytes]:
     elements = []
     start = 0
     for number in range(count):
@@ -172,7 +172,7 @@ def _raw_bytes(request: oip.ModelInferRequest, tensor: Tensor, count: int) -> li
                 f"{tensor.name}: raw_input_contents ends within element {number} of {count}: "
                 "before each goes its length in four bytes, little-endian."
             )
-        elements.append(data[start:end])
+        elements.append(bytes(data[start:end]))
         start = end
     if start != len(data):
         raise InvalidInputError(
@@ -205,15 +205,15 @@ def _texts(elements: Iterable[bytes]) -> list[str]:
 
 
 def _pixels(
-    request: oip.ModelInferRequest,
+    raw: Sequence[Buffer],
     given: oip.ModelInferRequest.InferInputTensor,
     tensor: Tensor,
     count: int,
 ) -> Sequence[Pixels]:
     shape = (count, *tensor.dims)
-    wanted = int(np.prod(shape))
-    if request.raw_input_contents:
-        data = request.raw_input_contents[0]
+    wanted = math.prod(shape)
+    if raw:
+        data = raw[0]
         if len(data) != wanted:
             raise InvalidInputError(
                 f"{tensor.name} has {len(data)} bytes in raw_input_contents, and its shape needs "
@@ -269,11 +269,11 @@ def _number(parameters: Parameters, name: str) -> int:
             raise InvalidInputError(f"The parameter {name} must be a number that is not negative.")
 
 
-def _raw_is_wanted(request: oip.ModelInferRequest, model: Model, *, default: bool) -> bool:
+def _raw_is_wanted(message: oip.ModelInferRequest, model: Model, *, default: bool) -> bool:
     raw = default
-    if "binary_data_output" in request.parameters:
-        raw = request.parameters["binary_data_output"].bool_param
-    for output in request.outputs:
+    if "binary_data_output" in message.parameters:
+        raw = message.parameters["binary_data_output"].bool_param
+    for output in message.outputs:
         if output.name != model.output.name:
             raise InvalidInputError(
                 f"There is no output {output.name!r}: {model.name} gives {model.output.name}."

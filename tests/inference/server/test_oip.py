@@ -12,6 +12,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from mapseek.oip import open_inference_pb2 as oip
@@ -22,6 +23,8 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from inference.errors import InferenceError, InvalidInputError
 from inference.oip import tensors
 from inference.oip.models import served
+from inference.oip.stream import InferStream
+from inference.oip.wire import Request, parse
 from inference.server import RunningServer
 from tests.inference.server.fakes import GatedEngine, Start, manifest, picture, stub_of, until
 
@@ -423,6 +426,37 @@ async def test_a_stream_waits_where_a_single_call_is_refused(
     assert engine.computed == [1, 2, 3]
 
 
+async def test_the_window_of_a_stream_counts_elements() -> None:
+    read: list[int] = []
+    begun: list[str] = []
+    gate = asyncio.Event()
+
+    async def requests() -> AsyncIterator[Request]:
+        for number, size in enumerate((3, 3, 1, 100)):
+            read.append(number)
+            yield Request.of(typed(*[b""] * size, id=str(number)))
+
+    async def answer(request: Request) -> oip.ModelStreamInferResponse:
+        begun.append(request.message.id)
+        await gate.wait()
+        return oip.ModelStreamInferResponse(error_message=request.message.id)
+
+    class Written(list[str]):
+        async def write(self, message: oip.ModelStreamInferResponse, /) -> None:
+            self.append(message.error_message)
+
+    written = Written()
+    stream = InferStream(answer, window=4, idle_s=60)
+    running = asyncio.create_task(stream.run(requests(), written))
+    await until(lambda: read == [0, 1])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (read, begun) == ([0, 1], ["0"])
+    gate.set()
+    await running
+    assert written == ["0", "1", "2", "3"]
+
+
 async def test_a_draining_server_ends_an_idle_stream(start: Start) -> None:
     async with start() as server, oip_of(server) as raw:
         await server.ready()
@@ -465,7 +499,52 @@ def test_raw_bytes_are_read_as_tritons_client_writes_them(elements: list[bytes])
     data = serialize_byte_tensor(np.array(elements, dtype=np.object_)).item()
     request = oip.ModelInferRequest(raw_input_contents=[data])
     request.inputs.add(name="images", datatype="BYTES", shape=[len(elements)])
-    assert tensors.read(request, SERVED["fake"]).items == elements
+    assert tensors.read(Request.of(request), SERVED["fake"]).items == elements
+
+
+LONG = st.integers(0, 20_000).map(bytes)
+
+
+@given(
+    raw=st.lists(st.binary(max_size=50) | LONG, max_size=3),
+    name=st.text(max_size=20) | st.just("x" * 40_000),
+    priority=st.integers(-(2**63), 2**63 - 1),
+    more=st.sampled_from(
+        [b"", b"\xf8\x07\x01", b"\xfd\x07abcd", b"\xf9\x07abcdefgh", b"\xfb\x07\xfc\x07"]
+    ),
+    spoilt=st.booleans(),
+    at=st.integers(0, 2**16),
+)
+def test_a_message_is_read_as_protobuf_reads_it(
+    *, raw: list[bytes], name: str, priority: int, more: bytes, spoilt: bool, at: int
+) -> None:
+    """With fields that nobody knows, of every kind, and where a byte is not what it was."""
+    message = oip.ModelInferRequest(model_name=name, raw_input_contents=raw)
+    message.parameters["priority"].int64_param = priority
+    data = bytearray(more + message.SerializeToString() + more)
+    if spoilt:
+        data[at % len(data)] ^= 0x55
+    try:
+        expected = oip.ModelInferRequest.FromString(bytes(data))
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            parse(bytes(data))
+        return
+    request = parse(bytes(data))
+    assert [bytes(one) for one in request.raw] == list(expected.raw_input_contents)
+    rest = oip.ModelInferRequest.FromString(request.message.SerializeToString())
+    expected.ClearField("raw_input_contents")
+    rest.ClearField("raw_input_contents")
+    assert rest == expected
+
+
+def test_long_tensors_are_not_copied_and_many_fields_left_to_protobuf() -> None:
+    message = oip.ModelInferRequest(model_name="fake", raw_input_contents=[bytes(100_000)])
+    assert isinstance(parse(message.SerializeToString()).raw[0], memoryview)
+    message.raw_input_contents.extend([b"x"] * 1000)
+    request = parse(message.SerializeToString())
+    assert isinstance(request.raw[0], bytes)
+    assert len(request.raw) == 1001
 
 
 @given(
@@ -497,7 +576,7 @@ def test_whatever_is_sent_is_read_or_refused(
     if data:
         given.ClearField("contents")
     with suppress(InvalidInputError):
-        assert len(tensors.read(request, SERVED[model]).items) == shape[0]
+        assert len(tensors.read(Request.of(request), SERVED[model]).items) == shape[0]
 
 
 async def test_every_element_of_a_batch_counts_against_the_clients_rate(start: Start) -> None:

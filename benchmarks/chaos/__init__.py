@@ -1,0 +1,1 @@
+"""Faults in real server processes under load, and what the callers get to see."""

@@ -1,0 +1,1 @@
+"""Spoilt pictures, messages and frames, and what becomes of them."""
