@@ -43,17 +43,18 @@ class _Job(Generic[T]):
         self.finished = False
         self.freed: asyncio.Future[None] | None = None
 
-    def run(self) -> None:
+    def run(self) -> Ran[T] | BaseException:
         """Makes the call, on one of the threads."""
         started = time.perf_counter()
-        result: Ran[T] | BaseException
         try:
             value = self.call()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
-            result = error
-        else:
-            ended = time.perf_counter()
-            result = Ran(value=value, waited_s=started - self.queued, ran_s=ended - started)
+            return error
+        ended = time.perf_counter()
+        return Ran(value=value, waited_s=started - self.queued, ran_s=ended - started)
+
+    def deliver(self, result: Ran[T] | BaseException) -> None:
+        """Hands over what came of it, on one of the threads."""
         try:
             self.loop.call_soon_threadsafe(self._finish, result)
         except RuntimeError:  # the loop is closed: nobody waits any more
@@ -176,8 +177,9 @@ class LaneThreads:
                     return
                 (job,) = self._waiting.take(1)
                 self._running.add(job)
-            job.run()
-            with self._changed:
+            result = job.run()
+            with self._changed:  # before its caller can ask for more: it is not at work any more
                 self._running.discard(job)
+            job.deliver(result)
             # Otherwise an idle thread would hold the last picture in memory.
-            del job
+            del job, result
