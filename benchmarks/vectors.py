@@ -26,7 +26,6 @@ from inference.providers import usable_cores
 
 # Maps that no model of the project was trained on.
 _FIRST_MAP = 900_000_000
-_EMBED = 16
 _NEIGHBOURS = 10
 # Share of the spread of all maps by which a new one differs from the line between two.
 _NOISE = 0.25
@@ -91,8 +90,8 @@ def draw_maps(model: Path, *, maps: int, queries: int, progress: Progress) -> Ma
                 progress("drawing maps and views of them", len(files) / (maps + views))
     embedded = np.concatenate(
         [
-            engine.embed([decode(file) for file in files[start : start + _EMBED]])
-            for start in range(0, len(files), _EMBED)
+            engine.embed([decode(file) for file in files[start : start + engine.max_batch]])
+            for start in range(0, len(files), engine.max_batch)
         ]
     )
     drawn, seen = embedded[:maps], embedded[maps:]
