@@ -160,8 +160,12 @@ class Manifest(_Frozen):
 
     @property
     def model_id(self) -> str:
-        """Name of the vector space: the model's name and a fingerprint of its image tower."""
-        return f"{self.name}@{self.sha256[IMAGE_TOWER][:12]}"
+        """Name of the vector space: the model's name and a fingerprint of what makes its vectors.
+
+        That is the image tower, and how pictures are prepared for it.
+        """
+        made_by = f"{self.sha256[IMAGE_TOWER]} {self.preprocessing.model_dump_json()}"
+        return f"{self.name}@{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
 
 class Artifact(_Frozen):

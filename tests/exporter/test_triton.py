@@ -65,7 +65,7 @@ def test_a_text_tower_is_a_model_of_its_own(model: Path, tmp_path: Path) -> None
     out = tmp_path / "repository"
     exported = lay_out(model, out, Serving())
     name = "maker_tiny_model"
-    version = str(int(exported.artifact.manifest.sha256["model.onnx"][:12], 16))
+    version = str(int(exported.artifact.manifest.model_id.split("@")[1], 16))
     assert files(out) == {
         "manifest.json",
         f"{name}/config.pbtxt",
