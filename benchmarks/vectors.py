@@ -74,7 +74,7 @@ def draw_maps(model: Path, *, maps: int, queries: int, progress: Progress) -> Ma
         progress: Is told how far it is.
     """
     artifact = Artifact.load(model)
-    engine = load_image_engine(artifact, EngineOptions(max_batch=_EMBED))
+    engine = load_image_engine(artifact, EngineOptions())
     decode = Preprocessor(
         artifact.manifest.preprocessing, max_image_bytes=2**30, max_image_pixels=_LONGEST_SIDE
     )
