@@ -13,7 +13,7 @@ from tests.bot.cli.test_commands import assert_fails, maps, run
 from tests.bot.cli.toy import DIMENSIONS, ToyProcess
 from tests.bot.conftest import Atlas
 
-OLD, NEW = "toy@abababababab", "new@abababababab"
+OLD, NEW = "toy@43602d44172a", "new@43602d44172a"
 
 
 @pytest.fixture(autouse=True)

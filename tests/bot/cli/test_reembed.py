@@ -25,7 +25,7 @@ from tests.bot.cli.toy import ToyProcess, ToyServer, toy_server
 from tests.bot.importer.exports import picture_bytes
 
 ARCHIVE = Path("mapseek.db")
-OLD, NEW = "toy@abababababab", "new@abababababab"
+OLD, NEW = "toy@43602d44172a", "new@43602d44172a"
 
 
 @pytest.fixture

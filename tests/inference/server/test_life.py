@@ -277,7 +277,7 @@ class Process:
 def gated_process() -> Iterator[tuple[Process, str]]:
     """A server that computes by command, and its address."""
     process = Process(str(PROGRAMS / "gated_server.py"))
-    line = process.wait_for_log("serving fake@abababababab on ")
+    line = process.wait_for_log("serving fake@43602d44172a on ")
     assert line.rstrip().endswith(" with FakeProvider")
     address = line.partition(" on ")[2].partition(" with ")[0]
     assert not address.endswith(":0")
