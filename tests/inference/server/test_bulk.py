@@ -196,7 +196,7 @@ async def test_another_model_after_a_restart_is_an_error_that_says_so(
             await first.stop()
             async with start(name="new", listen=first.address):
                 with pytest.raises(
-                    ModelChangedError, match="new@b3f7875e58fc, and began with old@"
+                    ModelChangedError, match="new@43602d44172a, and began with old@"
                 ):
                     async for _ in items:
                         pass

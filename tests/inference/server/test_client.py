@@ -37,7 +37,7 @@ async def test_embed_gives_the_embedding_its_model_and_its_timings(
     embedded = await client.embed(picture(5))
     assert embedded.embedding.dtype == np.float32
     assert embedded.embedding.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
-    assert embedded.model_id == "fake@b3f7875e58fc"
+    assert embedded.model_id == "fake@43602d44172a"
     assert embedded.timings.batch_size == 1
     assert embedded.timings.inference_ms > 0
 
@@ -47,7 +47,7 @@ async def test_model_tells_everything_about_it(start: Start) -> None:
         await server.ready()
         async with client_of(server.address) as client:
             model = await client.model()
-    assert (model.id, model.name, model.revision) == ("fake@b3f7875e58fc", "fake", "r1")
+    assert (model.id, model.name, model.revision) == ("fake@43602d44172a", "fake", "r1")
     assert (model.dimensions, model.image_size, model.precision) == (8, 4, "fp32")
     assert (model.provider, model.has_text) == ("FakeProvider", True)
     assert model.thresholds == Thresholds(same=0.875, similar=0.5)

@@ -28,7 +28,7 @@ from inference.oip.wire import Request, parse
 from inference.server import RunningServer
 from tests.inference.server.fakes import GatedEngine, Start, manifest, picture, stub_of, until
 
-VERSION = str(int("ab" * 6, 16))
+VERSION = str(int(manifest().model_id.rpartition("@")[2], 16))
 TOKEN = "a token of twenty-one"[:16].replace(" ", "-")
 
 

@@ -71,7 +71,7 @@ async def test_it_is_the_same_client(start: Start) -> None:
             embedded = await other.embed(picture(5))
             assert embedded.embedding.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
             assert embedded.embedding.dtype == np.float32
-            assert embedded.model_id == "fake@b3f7875e58fc"
+            assert embedded.model_id == "fake@43602d44172a"
             assert embedded.timings.batch_size == 1
             assert embedded.timings.inference_ms > 0
             assert np.argmax((await other.embed_text("abc")).embedding) == 3
@@ -180,7 +180,7 @@ async def test_tls_and_the_token(start: Start, tmp_path: Path) -> None:
         await server.ready()
         address = f"oips://{server.address}/fake"
         async with client_of(address, tls_ca=authority.file, token=token) as client:
-            assert (await client.embed(picture(1))).model_id == "fake@b3f7875e58fc"
+            assert (await client.embed(picture(1))).model_id == "fake@43602d44172a"
         async with client_of(address, tls_ca=authority.file) as client:
             with pytest.raises(UnauthenticatedError):
                 await client.embed(picture(1))

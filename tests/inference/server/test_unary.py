@@ -30,7 +30,7 @@ async def test_embed_answers_with_the_embedding_its_model_and_its_timings(stub: 
     response = await stub.Embed(pb.EmbedRequest(image=picture(3)))
     assert np.argmax(response.embedding.values) == 3
     assert len(response.embedding.values) == 8
-    assert response.embedding.model_id == "fake@b3f7875e58fc"
+    assert response.embedding.model_id == "fake@43602d44172a"
     assert response.timings.batch_size == 1
     assert response.timings.inference_ms > 0
 
@@ -127,7 +127,7 @@ async def test_get_model_tells_the_model_and_the_limits(start: Start) -> None:
         await server.ready()
         response = await stub.GetModel(pb.GetModelRequest())
     assert response.model == pb.Model(
-        id="fake@b3f7875e58fc",
+        id="fake@43602d44172a",
         name="fake",
         revision="r1",
         dimensions=8,
