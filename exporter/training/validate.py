@@ -104,7 +104,7 @@ def _draw_one(source: Source, side: int, index: int) -> dict[tuple[str, str], Pi
 
 def squash(image: Image.Image, side: int) -> Pixels:
     """Resize the whole picture to a square, as the model's image processor does."""
-    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
 
 
 def embed(
