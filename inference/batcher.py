@@ -219,11 +219,12 @@ class Batcher(Generic[In, Out]):
                 raise error
             await self._try_parts(batch, error)
 
-    async def _try_parts(self, batch: "list[_Waiter[In, Out]]", error: Exception | None) -> None:
+    async def _try_parts(self, batch: "list[_Waiter[In, Out]]", failure: Exception) -> None:
         """Runs a batch that failed in ever smaller parts, down to the items at fault."""
         # The parts that are still to be run, the first one last. Half of these runs find one item
         # at fault; they are bounded for the sake of an engine that fails on everything.
         part, runs_left = batch, 4 * len(batch).bit_length()
+        error: Exception | None = failure
         parts: list[list[_Waiter[In, Out]]] = []
         while True:
             runs_left -= 1

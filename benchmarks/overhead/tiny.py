@@ -1,10 +1,12 @@
 """A model that costs next to nothing, with pixels and embeddings as long as a real one's."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
+from numpy.typing import NDArray
 
 from inference.artifact import (
     IMAGE_TOWER,
@@ -44,6 +46,18 @@ def save_tiny(folder: Path, *, side: int = SIDE, dimensions: int = DIMENSIONS) -
             projected = MatMul (contrast, weights)
             image_embeds = LpNormalization <axis = 1, p = 2> (projected)
         }}""")
+    return save_tower(folder, tower, weights, side=side, dimensions=dimensions)
+
+
+def save_tower(
+    folder: Path,
+    tower: onnx.ModelProto,
+    weights: NDArray[np.floating[Any]],
+    *,
+    side: int,
+    dimensions: int,
+) -> Artifact:
+    """Writes the model folder of a tower that lacks its `weights` still."""
     initial = onnx.numpy_helper.from_array(weights.astype(np.float32), "weights")
     tower.graph.initializer.append(initial)
     onnx.save(tower, str(folder / IMAGE_TOWER))

@@ -7,7 +7,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from inference.artifact import IMAGE_TOWER, MANIFEST, Manifest, Precision, Preprocessing, sha256_of
+from benchmarks.overhead.tiny import save_tower
 
 SIDE, DIMENSIONS = 32, 16
 
@@ -29,15 +29,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             projected = MatMul (contrast, weights)
             image_embeds = LpNormalization <axis = 1, p = 2> (projected)
         }}""")
-    tower.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
-    onnx.save(tower, str(folder / IMAGE_TOWER))
-    manifest = Manifest(
-        name="tiny",
-        dimensions=DIMENSIONS,
-        precision=Precision.FP32,
-        opset=17,
-        preprocessing=Preprocessing(image_size=SIDE, resize="squash", interpolation="bicubic"),
-        sha256={IMAGE_TOWER: sha256_of(folder / IMAGE_TOWER)},
-    )
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    save_tower(folder, tower, weights, side=SIDE, dimensions=DIMENSIONS)
     return folder

@@ -105,12 +105,17 @@ def waiting(pipeline: Pipeline) -> int:
     return sum(batcher.waiting for batcher in pipeline._batchers())
 
 
-@pytest.mark.parametrize("small", [True, False])
-async def test_pictures_and_texts_of_many_callers_each_get_their_own_embedding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
-) -> None:
-    if not small:
+@pytest.fixture(params=["each core", "one engine"])
+def arranged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has real models share the cores by batches of their own, as small ones do, or not."""
+    if request.param == "one engine":
         monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
+
+
+@pytest.mark.usefixtures("arranged")
+async def test_pictures_and_texts_of_many_callers_each_get_their_own_embedding(
+    tmp_path: Path,
+) -> None:
     pipeline, preprocess = real(save_model(tmp_path, text=True))
     files = [encoded(scene(20 + n, 40 - n), kind) for n in range(8) for kind in ("PNG", "JPEG")]
     texts = ["a map", "b", "map map b"]
@@ -131,12 +136,8 @@ async def test_pictures_and_texts_of_many_callers_each_get_their_own_embedding(
     assert pipeline.inside == 0
 
 
-@pytest.mark.parametrize("small", [True, False])
-async def test_a_bad_picture_fails_alone_and_leaves_its_slot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
-) -> None:
-    if not small:
-        monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
+@pytest.mark.usefixtures("arranged")
+async def test_a_bad_picture_fails_alone_and_leaves_its_slot(tmp_path: Path) -> None:
     pipeline, _ = real(save_model(tmp_path))
     good = encoded(scene(30, 30), "PNG")
     async with running(pipeline):
