@@ -17,9 +17,11 @@ import apsw
 
 from bot.archive import reading, searching, writing
 from bot.archive.database import connect, sentences
+from bot.archive.fitting import sort_out
 from bot.archive.observation import observed
 from bot.archive.port import (
     ArchiveError,
+    EntriesRefusedError,
     Entry,
     EntryKey,
     Match,
@@ -100,9 +102,10 @@ class EmbeddedArchive:
 
     async def upsert_many(self, entries: Sequence[Entry]) -> None:
         """See `ImageArchive.upsert_many`."""
-        await self._run(
-            self._writer, "upsert", writing.upsert, list(entries), exact_limit=self._exact_limit
-        )
+        fit, refused = sort_out(entries)
+        await self._run(self._writer, "upsert", writing.upsert, fit, exact_limit=self._exact_limit)
+        if refused:
+            raise EntriesRefusedError(refused)
 
     async def search(self, query: Query) -> list[Match]:
         """See `ImageArchive.search`."""

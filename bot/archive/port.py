@@ -34,7 +34,7 @@ class ForbiddenError(ArchiveError):
 
 
 class EntriesRefusedError(ArchiveError):
-    """The database refused some entries of many for good; the others are stored.
+    """The archive refused some entries of many for good; the others are stored.
 
     Attributes:
         refused: Why, in one sentence, for each entry.
@@ -224,17 +224,18 @@ class ImageArchive(Protocol):
     async def upsert_many(self, entries: Sequence[Entry]) -> None:
         """Stores entries, replacing those of the same key and model.
 
-        All are looked at before the first is stored: one that is refused stores none. Should the
-        database fail on the way, the embedded archive has stored none and Atlas may have stored
-        some; storing the same entries again completes it, and never makes one twice.
+        All vectors are looked at before the first entry is stored: a bad one stores none. Should
+        the database fail on the way, the embedded archive has stored none and Atlas may have
+        stored some; storing the same entries again completes it, and never makes one twice.
 
         Models share what is known about a picture: the newest word counts. Where its bytes have
         changed (another `content_hash`), vectors that other models made of the old bytes go.
 
         Raises:
             ArchiveError: A vector has the wrong length for its model, is not of unit length or
-                holds a number that is not finite; or `posted_at` has no timezone.
-            EntriesRefusedError: The database took all but some; only Atlas does that.
+                holds a number that is not finite.
+            EntriesRefusedError: All but some are stored: these hold values that no archive takes
+                (see `fitting`), or Atlas refused them.
         """
         ...
 

@@ -11,6 +11,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from bot.archive.fitting import MOST_NUMBER, MOST_TEXT
 from bot.archive.port import ArchiveError, Entry, Picture, PictureKey
 from bot.archive.rows import packed
 
@@ -18,8 +19,8 @@ from bot.archive.rows import packed
 MOST_BYTES = 1 << 20
 
 _Id = Annotated[str, Field(min_length=1, max_length=300)]
-_Text = Annotated[str, Field(max_length=10_000)]
-_Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Text = Annotated[str, Field(max_length=MOST_TEXT)]
+_Count = Annotated[int, Field(ge=0, le=MOST_NUMBER)]
 
 
 class LineError(Exception):

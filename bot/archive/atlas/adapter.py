@@ -14,6 +14,7 @@ from bot.archive.atlas import counting, documents, ranking, writing
 from bot.archive.atlas.driver import Driver
 from bot.archive.atlas.recent import Recent
 from bot.archive.atlas.serving import Serving
+from bot.archive.fitting import sort_out
 from bot.archive.observation import observed
 from bot.archive.port import (
     ArchiveError,
@@ -99,14 +100,15 @@ class AtlasArchive:
         """See `ImageArchive.upsert_many`."""
         driver = self._opened()
         with observed("upsert"):
-            left = writing.settle(entries)
+            fit, refused = sort_out(entries)
+            left = writing.settle(fit)
             models = sorted({entry.model_id for entry in left})
             known = {model: await self._dimensions_of(model) for model in models}
             # All are looked at, the ones that later ones of the same key replace as well.
-            writing.upserts(entries, known)
+            writing.upserts(fit, known)
             writes = writing.upserts(left, known)
             await self._prepare(driver)
-            refused = await writing.store(driver, left, writes)
+            refused |= await writing.store(driver, left, writes)
             stored = [entry for entry in left if entry.key not in refused]
             self._dimensions.update({one.model_id: one.embedding.size for one in stored})
             self._recent.stored(stored)

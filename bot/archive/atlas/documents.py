@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
-import bson
 import numpy as np
 from bson.binary import VECTOR_SUBTYPE, Binary, BinaryVectorDtype
 from pymongo import ASCENDING, IndexModel
@@ -113,27 +112,21 @@ def picture_fields(picture: Picture) -> dict[str, Any]:
 
 
 def entry_fields(entry: Entry, dimensions: int | None) -> dict[str, Any]:
-    """An entry without its key, checked to be one that MongoDB stores.
+    """An entry without its key.
 
     Args:
         entry: What is to be stored.
         dimensions: What the vector's length must be; None where any will do.
 
     Raises:
-        ArchiveError: The vector or another value is not one that can be stored.
+        ArchiveError: The vector is not one that can be stored.
     """
     key = entry.picture.key
-    fields = picture_fields(entry.picture) | {
+    return picture_fields(entry.picture) | {
         VECTOR: stored_vector(
             entry.embedding, dimensions, what=f"picture {key.message_id}/{key.attachment_id}"
         )
     }
-    try:
-        bson.encode(key_filter(entry.key) | fields)
-    except (bson.errors.BSONError, OverflowError, UnicodeError) as error:
-        why = str(error).partition("\n")[0][:200].rstrip(".")
-        raise ArchiveError(f"Atlas cannot store a value that it was given: {why}.") from None
-    return fields
 
 
 def stored_vector(vector: Vector, dimensions: int | None, *, what: str) -> Binary:

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bot.archive.fitting import MOST_NUMBER, MOST_TEXT
 from bot.archive.port import (
     ArchiveError,
+    EntriesRefusedError,
     Entry,
     EntryKey,
     ImageArchive,
@@ -280,25 +282,44 @@ async def test_bad_vectors_are_refused(
         await archive.search(Query(embedding=bad, model_id=MODEL))
 
 
-async def test_a_date_without_a_timezone_is_refused(
-    archive: ImageArchive, make_entry: MakeEntry
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"author": "\ud800"}, "its author holds half a character"),
+        ({"message": "\udfff"}, "its message_id holds half a character"),
+        ({"file_size": 2**63}, "its file_size is 9223372036854775808"),
+        ({"width": -1}, "its width is -1"),
+        ({"image_url": "https://example.org/" + "x" * 17_000_000}, "its image_url has 17,000,020"),
+        ({"posted_at": datetime(2024, 1, 1)}, "has no timezone"),  # noqa: DTZ001 - the point
+        (
+            {"posted_at": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=10)))},
+            "lies beyond the calendar",
+        ),
+    ],
+)
+async def test_an_entry_that_no_database_takes_stops_no_other(
+    archive: ImageArchive, make_entry: MakeEntry, fields: dict[str, Any], reason: str
 ) -> None:
-    naive = datetime(2024, 1, 1)  # noqa: DTZ001 - the point
-    with pytest.raises(ArchiveError, match="timezone"):
-        await archive.upsert_many([make_entry(posted_at=naive)])
-    before_the_first_year = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=10)))
-    with pytest.raises(ArchiveError, match="beyond the calendar"):
-        await archive.upsert_many([make_entry(), make_entry(posted_at=before_the_first_year)])
-    assert await stored(archive) == []
+    before, bad, after = make_entry(), make_entry(**fields), make_entry()
+    with pytest.raises(EntriesRefusedError, match="refused 1 of the pictures") as caught:
+        await archive.upsert_many([before, bad, after])
+    assert caught.value.refused.keys() == {bad.key}
+    assert reason in caught.value.refused[bad.key]
+    assert_same(await stored(archive), [before, after])
 
 
-async def test_values_that_no_database_takes_are_refused(
+async def test_the_largest_that_fits_comes_back(
     archive: ImageArchive, make_entry: MakeEntry
 ) -> None:
-    for fields in ({"author": "\ud800"}, {"file_size": 2**63}):
-        with pytest.raises(ArchiveError, match="cannot store"):
-            await archive.upsert_many([make_entry(**fields)])
-    assert await stored(archive) == []
+    entry = make_entry(
+        author="地" * MOST_TEXT,
+        image_url="\0" * MOST_TEXT,
+        width=0,
+        height=MOST_NUMBER,
+        posted_at=datetime.max.replace(tzinfo=UTC),
+    )
+    await archive.upsert_many([entry])
+    assert_same(await stored(archive), [entry])
 
 
 async def test_a_search_for_nothing_is_refused(archive: ImageArchive) -> None:

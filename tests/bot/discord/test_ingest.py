@@ -204,6 +204,20 @@ async def test_what_is_no_picture_is_set_aside_at_once_and_stops_nobody(shop: Wo
         assert await archive.keys() == ["3"]
 
 
+async def test_what_the_archive_cannot_store_is_set_aside_and_stops_nobody(shop: Workshop) -> None:
+    wide = replace(shop.sighting(1, map_art(1)), width=2**64)
+    named = replace(shop.sighting(2, map_art(2)), author="\ud800")
+    async with opened(shop) as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([wide, named, shop.sighting(3, map_art(3))])
+            await until_worked_off(queue)
+        reasons = {one.sighting.message_id: one.reason for one in queue.set_aside_list()}
+        assert reasons.keys() == {"1", "2"}
+        assert reasons["1"].startswith("The archive refuses it: its width is 18446744073709551616")
+        assert reasons["2"].startswith("The archive refuses it: its author holds half")
+        assert await archive.keys() == ["3"]
+
+
 async def test_a_picture_that_cannot_be_had_is_tried_later_and_later_then_set_aside(
     shop: Workshop,
 ) -> None:
