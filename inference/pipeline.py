@@ -147,8 +147,8 @@ class Pipeline:
         else:
             self._at_once = images.cores.count
             self._threads = {
-                Lane.INTERACTIVE: LaneThreads(self._at_once, name="core"),
-                Lane.BULK: LaneThreads(self._at_once, name="bulk", nice=_BULK_NICE),
+                Lane.INTERACTIVE: LaneThreads(self._at_once, name="core", stay=True),
+                Lane.BULK: LaneThreads(self._at_once, name="bulk", nice=_BULK_NICE, stay=True),
             }
         self._prepare_image = preprocess
         self._images = self._path("image", images)

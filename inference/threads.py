@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -97,14 +97,26 @@ class LaneThreads:
         bulk_share: Part of the calls that bulk is sure of while both lanes wait.
         nice: How far the threads stand back behind others for a core, as `nice(2)` counts it:
             with 5, they get a quarter of a core that somebody else wants, too. Linux only.
+        stay: Whether each keeps to a core of its own, where there is one for each: the system
+            then moves the small threads around them, and never one of them away from its cache.
+            Linux only.
     """
 
-    def __init__(self, count: int, *, name: str, bulk_share: float = 0.25, nice: int = 0) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        name: str,
+        bulk_share: float = 0.25,
+        nice: int = 0,
+        stay: bool = False,
+    ) -> None:
         if count < 1:
             raise ValueError(f"{name} needs at least one thread, not {count}")
         self._count = count
         self._name = name
         self._nice = nice
+        self._stay = stay
         self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
         self._running: set[_Job[object]] = set()
         self._changed = threading.Condition()
@@ -161,14 +173,21 @@ class LaneThreads:
 
     def _start(self) -> None:
         self._started = True
-        for number in range(self._count):
-            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True).start()
+        cores = _cores_for(self._count) if self._stay else [None] * self._count
+        for number, core in enumerate(cores):
+            threading.Thread(
+                target=self._work, args=[core], name=f"{self._name}-{number}", daemon=True
+            ).start()
 
-    def _work(self) -> None:
-        if self._nice and sys.platform == "linux":  # elsewhere it would be the whole process
+    def _work(self, core: int | None) -> None:
+        if sys.platform == "linux":  # elsewhere a priority would be the whole process's
+            thread = threading.get_native_id()
             with suppress(OSError):
-                now = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), now + self._nice)
+                if self._nice:
+                    now = os.getpriority(os.PRIO_PROCESS, thread)
+                    os.setpriority(os.PRIO_PROCESS, thread, now + self._nice)
+                if core is not None:
+                    os.sched_setaffinity(thread, {core})
         while True:
             with self._changed:
                 while not self._waiting and not self._stopped:
@@ -183,3 +202,10 @@ class LaneThreads:
             job.deliver(result)
             # Otherwise an idle thread would hold the last picture in memory.
             del job, result
+
+
+def _cores_for(count: int) -> Sequence[int | None]:
+    """A core for each of so many threads, where the process may use just so many."""
+    if sys.platform == "linux" and len(cores := os.sched_getaffinity(0)) == count:
+        return sorted(cores)
+    return [None] * count
