@@ -229,7 +229,8 @@ class ImageArchive(Protocol):
         stored some; storing the same entries again completes it, and never makes one twice.
 
         Models share what is known about a picture: the newest word counts. Where its bytes have
-        changed (another `content_hash`), vectors that other models made of the old bytes go.
+        changed (another `content_hash` than a known one), vectors that other models made of the
+        old bytes go.
 
         Raises:
             ArchiveError: A vector has the wrong length for its model, is not of unit length or

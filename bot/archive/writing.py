@@ -124,7 +124,7 @@ def _picture(connection: apsw.Connection, picture: Picture, channel: int) -> int
         "author = ?, channel_name = ? WHERE id = ?",
         (*values, id_),
     )
-    if old_hash != picture.content_hash:
+    if old_hash not in ("", picture.content_hash):
         _forget_vectors(connection, [id_])
     elif (old_channel, old_spoiler) != (channel, picture.spoiler):
         for table in _tables(connection):

@@ -40,15 +40,19 @@ async def _init(settings: BotSettings, dimensions: Sequence[int], wait_s: float)
             lengths = lengths or await _lengths(driver)
             await managing.init(driver, settings, lengths, tell=_tell, wait_s=wait_s)
         except ForbiddenError as error:
-            _tell(
-                f"{error}\nMake the index by hand: on the cluster's page, Search & Vector Search > "
-                f"Create Search Index > Vector Search > JSON Editor, for "
-                f"{settings.atlas_database}.{settings.atlas_collection}, and give it this:"
-            )
-            for length in lengths or (_USUAL,):
-                _print_page(settings, length)
-            return 1
+            return _by_hand(settings, lengths or (_USUAL,), error)
     return 0
+
+
+def _by_hand(settings: BotSettings, lengths: Sequence[int], error: ForbiddenError) -> int:
+    _tell(
+        f"{error}\nMake the index by hand: on the cluster's page, Search & Vector Search > "
+        f"Create Search Index > Vector Search > JSON Editor, for "
+        f"{settings.atlas_database}.{settings.atlas_collection}, and give it this:"
+    )
+    for length in lengths:
+        _print_page(settings, length)
+    return 1
 
 
 async def _lengths(driver: Driver) -> list[int]:
@@ -106,7 +110,12 @@ def migrate(model_id: str | None, *, wait_s: float) -> int:
 
 async def _migrate(settings: BotSettings, model_id: str | None, wait_s: float) -> int:
     async with _driver(settings) as driver:
-        done = await migrating.migrate(driver, settings, model_id, tell=_tell, wait_s=wait_s)
+        try:
+            done = await migrating.migrate(driver, settings, model_id, tell=_tell, wait_s=wait_s)
+        except ForbiddenError as error:
+            lengths = sorted({model.dimensions for model in await managing.stored(driver)})
+            _tell("Once the index is there, run the same command again: it goes on from here.")
+            return _by_hand(settings, lengths or (_USUAL,), error)
     parts = [
         f"{done.claimed} documents completed",
         f"{done.packed} vectors packed",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -172,7 +173,9 @@ def _textures(seed: int) -> views.Textures:
 
 
 def _be_nice() -> None:
-    """Let the training process have the cores first."""
+    """Let the training process have the cores first, and decide what Ctrl-C means."""
+    # A terminal sends it to every process; a worker that ends of it breaks the whole pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
 
 
@@ -238,7 +241,8 @@ class Window:
     def close(self) -> None:
         """Stop the workers and drop what they were drawing."""
         if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            # Waited for: at exit, Python would wake a pool that is just closing its pipe (OSError).
+            self._executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self

@@ -90,9 +90,12 @@ def assumed(name: str, dimensions: int) -> SearchIndex:
     )
 
 
-def read(document: dict[str, Any]) -> SearchIndex:
-    """A search index from what `$listSearchIndexes` says about it."""
-    latest = document.get("latestDefinition") or {}
+def read(document: dict[str, Any], *, serving: bool = False) -> SearchIndex:
+    """A search index from what `$listSearchIndexes` says about it.
+
+    While a new definition is built the old one answers: `serving` reads that one.
+    """
+    latest = _serving(document) if serving else document.get("latestDefinition") or {}
     name, status = str(document.get("name", "")), str(document.get("status", ""))
     queryable = bool(document.get("queryable"))
     vector: dict[str, Any]
@@ -125,6 +128,18 @@ def read(document: dict[str, Any]) -> SearchIndex:
         similarity=vector.get("similarity", ""),
         filters=_DYNAMIC_FILTERS if mappings.get("dynamic") is True else frozenset(),
     )
+
+
+def _serving(document: dict[str, Any]) -> dict[str, Any]:
+    """The definition that answers queries now."""
+    latest: dict[str, Any] = document.get("latestDefinition") or {}
+    if document.get("status") == "READY" or not document.get("queryable"):
+        return latest
+    for host in document.get("statusDetail") or ():
+        main = host.get("mainIndex") or {}
+        if main.get("queryable") and main.get("definition"):
+            return dict(main["definition"])
+    return latest
 
 
 def _is_ours(one: dict[str, Any]) -> bool:
@@ -166,11 +181,14 @@ def complaint(indexes: Sequence[SearchIndex], dimensions: int, prefix: str) -> s
             "`mapseek archive status` shows how far it is."
         )
     others = ", ".join(
-        f"{one.name} (for {one.dimensions})" for one in indexes if one.dimensions is not None
+        f"{one.name} (for {one.dimensions}, {one.similarity})"
+        for one in indexes
+        if one.dimensions is not None
     )
     beside = f" There is only {others}." if others else ""
     return (
-        f"The collection has no vector search index for vectors of {dimensions} numbers."
+        f"The collection has no vector search index for vectors of {dimensions} numbers "
+        f"in {VECTOR} by cosine."
         f"{beside} Run `mapseek archive init --dimensions {dimensions}`, which makes "
         f"{name_for(prefix, dimensions)}."
     )

@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.archive.atlas import documents, indexes
+from bot.archive.atlas import documents, indexes, ranking
 from bot.archive.atlas.driver import Driver
 from bot.archive.atlas.indexes import SearchIndex
-from bot.archive.port import ArchiveError
+from bot.archive.port import ArchiveError, ForbiddenError, Query
 from bot.settings import BotSettings
 
 Tell = Callable[[str], None]
 
 _FIRST_LOOK_S = 0.2
 _LOOK_EVERY_S = 2.0
+_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,15 @@ async def init(
     await driver.create_indexes(documents.INDEXES)
     tell(f"The collection {settings.atlas_database}.{settings.atlas_collection} is there.")
     for length in lengths:
-        name = await _asked_for(driver, settings, length, tell)
-        await _built(driver, name, length, tell=tell, wait_s=wait_s)
+        try:
+            name = await _asked_for(driver, settings, length, tell)
+            await _built(driver, name, length, tell=tell, wait_s=wait_s)
+        except ForbiddenError:
+            # It may have been made on the cluster's page; whether it is there, a search tells.
+            name = indexes.name_for(settings.atlas_index, length)
+            if not await _answers(driver, name, length):
+                raise
+            tell(f"The index {name} answers queries.")
 
 
 async def _asked_for(driver: Driver, settings: BotSettings, length: int, tell: Tell) -> str:
@@ -105,7 +114,7 @@ async def _asked_for(driver: Driver, settings: BotSettings, length: int, tell: T
         settings.atlas_quantization,
     ):
         await driver.update_search_index(name, wanted)
-        tell(f"The index {name} is brought up to date; the old one serves meanwhile.")
+        tell(f"The index {name} is brought up to date; it answers as it was meanwhile.")
     return name
 
 
@@ -140,6 +149,22 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         pause_s = min(pause_s * 1.5, _LOOK_EVERY_S)
 
 
+async def _answers(driver: Driver, name: str, length: int) -> bool:
+    """Whether an index finds a vector that is stored."""
+    for model in await stored(driver):
+        if model.dimensions != length:
+            continue
+        (one,) = await driver.find(documents.of_model(model.id), (documents.VECTOR,), limit=1)
+        embedding = documents.vector_of(one)
+        vector = documents.stored_vector(embedding, length, what=f"document {one['_id']}")
+        query = Query(embedding=embedding, model_id=model.id)
+        index = indexes.assumed(name, length)
+        return bool(
+            await driver.aggregate(ranking.pipeline(query, vector, index, limit=1, candidates=None))
+        )
+    return False
+
+
 async def stored(driver: Driver) -> list[Model]:
     """What the collection holds, by model."""
     return [
@@ -159,10 +184,20 @@ async def inspect(driver: Driver, settings: BotSettings) -> Health:
     """Looks at everything that Atlas would say nothing about."""
     health = Health(
         models=await stored(driver),
-        unclaimed=await _count(driver, documents.UNCLAIMED),
-        arrays=await _count(driver, documents.ARRAYS),
-        indexes=await listed(driver),
+        unclaimed=await _unclaimed(driver),
+        arrays=await _count(driver, documents.OURS | documents.ARRAYS),
+        indexes=[],
     )
+    try:
+        health.indexes.extend(await listed(driver))
+    except ForbiddenError:
+        for length in sorted({model.dimensions for model in health.models}):
+            name = indexes.name_for(settings.atlas_index, length)
+            health.indexes.append(indexes.assumed(name, length))
+            health.hints.append(
+                f"Atlas does not tell which search indexes there are, so {name} is taken to be "
+                "there: `mapseek archive init` finds out whether it is."
+            )
     _judge(health, settings.atlas_index)
     return health
 
@@ -211,7 +246,7 @@ def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: st
     wanted = indexes.name_for(prefix, length)
     if serving.status == "STALE":
         health.problems.append(stale(serving.name))
-    elif serving.status not in ("READY", ""):
+    elif serving.status not in ("READY", "UNKNOWN", ""):
         health.hints.append(f"{serving.name} answers, and a newer one is {serving.status}.")
     if serving.legacy:
         health.hints.append(
@@ -234,6 +269,21 @@ def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: st
 async def _length(driver: Driver, model_id: str) -> int:
     found = await driver.find(documents.of_model(model_id), (documents.VECTOR,), limit=1)
     return documents.vector_of(found[0]).size if found else 0
+
+
+async def _unclaimed(driver: Driver) -> int:
+    """Documents without a model, unless none of them is a picture: `migrate` leaves those alone."""
+    after: dict[str, Any] = {}
+    while page := await driver.find(
+        documents.UNCLAIMED | after, sort=("_id",), limit=_PAGE, patient=True
+    ):
+        for one in page:
+            with suppress(ArchiveError, KeyError):
+                documents.vector_of(one)
+                documents.picture_of(one)
+                return await _count(driver, documents.UNCLAIMED)
+        after = {"_id": {"$gt": page[-1]["_id"]}}
+    return 0
 
 
 async def _count(driver: Driver, where: Mapping[str, Any]) -> int:

@@ -118,7 +118,7 @@ async def _claim(driver: Driver, model_id: str, done: Migrated, tell: Tell) -> N
 
 async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
     after: Any = None
-    while page := await _page(driver, documents.ARRAYS, after):
+    while page := await _page(driver, documents.OURS | documents.ARRAYS, after):
         after = page[-1]["_id"]
         writes: list[Write] = []
         for one in page:
@@ -131,7 +131,8 @@ async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
             # Whoever stored another vector meanwhile is right.
             same = {"_id": one["_id"], documents.VECTOR: one[documents.VECTOR]}
             writes.append(UpdateOne(same, {"$set": {documents.VECTOR: stored}}))
-        await driver.bulk(writes)
+        for failure in await driver.bulk(writes):
+            raise ArchiveError(f"Atlas refuses to pack a vector: {failure.reason}.")
         done.packed += len(writes)
         tell(f"{done.packed} vectors take a third of the room now.")
 

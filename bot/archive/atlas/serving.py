@@ -41,7 +41,8 @@ class Serving:
         chosen = None
         if time.monotonic() - self._looked_at_s < _INDEXES_S:
             chosen = indexes.choose(self._indexes, dimensions, self._prefix)
-        if chosen is None:
+        # One of the old kind is on its way out: `migrate` changes what it reads, then drops it.
+        if chosen is None or chosen.legacy:
             await self._look(dimensions)
             chosen = indexes.choose(self._indexes, dimensions, self._prefix)
         if chosen is None:
@@ -65,7 +66,8 @@ class Serving:
 
     async def _look(self, dimensions: int) -> None:
         try:
-            self._indexes = [indexes.read(one) for one in await self._driver.search_indexes()]
+            known = await self._driver.search_indexes()
+            self._indexes = [indexes.read(one, serving=True) for one in known]
         except ForbiddenError:
             name = indexes.name_for(self._prefix, dimensions)
             _log.warning(

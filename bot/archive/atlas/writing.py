@@ -40,7 +40,7 @@ def settle(entries: Iterable[Entry]) -> list[Entry]:
     return [
         replace(entry, picture=pictures[entry.picture.key])
         for entry in last.values()
-        if entry.picture.content_hash == pictures[entry.picture.key].content_hash
+        if _same_bytes(entry.picture.content_hash, pictures[entry.picture.key].content_hash)
     ]
 
 
@@ -96,7 +96,9 @@ async def align(driver: Driver, entries: Sequence[Entry]) -> tuple[list[Entry], 
             for document in found
             if picture_key(document) in pictures and _key(document) not in written
         ]
-        same = [one for one in others if one[HASH] == pictures[picture_key(one)].content_hash]
+        same = [
+            one for one in others if _same_bytes(one[HASH], pictures[picture_key(one)].content_hash)
+        ]
         stale = [one for one in others if one not in same]
         writes: list[Write] = [
             UpdateOne({"_id": one["_id"]}, {"$set": picture_fields(pictures[picture_key(one)])})
@@ -114,6 +116,11 @@ async def align(driver: Driver, entries: Sequence[Entry]) -> tuple[list[Entry], 
 
 
 _THERE = {"$exists": True}
+
+
+def _same_bytes(before: str, now: str) -> bool:
+    """Whether a picture's bytes are taken to be as they were; of some it was not written down."""
+    return before in ("", now)
 
 
 def _key(document: Mapping[str, Any]) -> EntryKey:

@@ -256,6 +256,17 @@ async def test_vectors_of_bytes_that_are_gone_go_too(
     assert_same(await stored(archive), [changed])
 
 
+async def test_bytes_that_nobody_wrote_down_are_not_taken_for_others(
+    archive: ImageArchive, make_entry: MakeEntry
+) -> None:
+    first_bots = make_entry([1, 0], message="m", content_hash="")
+    known = replace(first_bots.picture, content_hash="f" * 64)
+    await archive.upsert_many([first_bots])
+    await archive.upsert_many([replace(first_bots, model_id=OTHER, picture=known)])
+    assert [match.picture for match in await archive.search(query(1, 0))] == [known]
+    assert {entry.model_id for entry in await stored(archive)} == {MODEL, OTHER}
+
+
 @pytest.mark.parametrize(
     "vector",
     [

@@ -1,15 +1,18 @@
 """The `mapseek` command as people run it: what it prints, and how it exits."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from bot.archive.embedded import EmbeddedArchive
 from bot.cli.main import app
 from tests.bot.cli.toy import ROOT, ToyProcess
 from tests.bot.importer.exports import (
@@ -426,7 +429,23 @@ def start_indexing(export: Path, process: ToyProcess) -> subprocess.Popen[str]:
         text=True,
     )
     process.wait_until_spent()
+    # The server has answered a hundred; the run may still have to read that, and stores 64 of them.
+    give_up_at_s = time.monotonic() + 60
+    while stored_pictures() < 64:
+        assert indexing.poll() is None, "the run ended early"
+        assert time.monotonic() < give_up_at_s, "the run never stored its first batch"
+        time.sleep(0.05)
     return indexing
+
+
+def stored_pictures() -> int:
+    """How many pictures the archive of this folder holds, also while a run is writing."""
+
+    async def count() -> int:
+        async with EmbeddedArchive(Path("mapseek.db"), create=False) as archive:
+            return (await archive.stats()).pictures
+
+    return asyncio.run(count())
 
 
 def assert_exact(export: Path, count: int) -> None:

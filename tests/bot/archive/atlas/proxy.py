@@ -49,6 +49,9 @@ class Fault:
     refusal: Refusal | None = None
 
 
+_MAIN = {"queryable": "queryable", "definition": "serving"}
+
+
 class AtlasProxy:
     """Listens on this machine. A context manager; may be stopped and started again."""
 
@@ -249,6 +252,7 @@ class AtlasProxy:
                 known = self.indexes[namespace].values()
                 shown = [
                     {key: value for key, value in one.items() if key != "serving"}
+                    | {"statusDetail": [{"mainIndex": {k: one[v] for k, v in _MAIN.items()}}]}
                     for one in known
                     if name in (None, one["name"])
                 ]
@@ -296,6 +300,11 @@ class AtlasProxy:
         database, _, collection = namespace.partition(".")
         options: CodecOptions[Document] = CodecOptions(tz_aware=True)
         return list(self._backend[database].get_collection(collection, options).find())
+
+    def type_in(self, namespace: str, name: str, definition: Document) -> None:
+        """Makes a vector search index as somebody does on the cluster's page."""
+        asked = {"name": name, "type": "vectorSearch", "definition": definition}
+        self._create(namespace, {"indexes": [asked]})
 
     def _create(self, namespace: str, command: Document) -> Document:
         created = []

@@ -115,6 +115,40 @@ def test_init_brings_an_old_definition_up_to_date(
     assert vector["quantization"] == "binary"
 
 
+async def test_the_old_definition_answers_while_the_new_one_is_built(
+    atlas: Atlas, database: str, make_entry: MakeEntry
+) -> None:
+    settings = atlas.settings(database, atlas_lag_s=0)
+    await filled(atlas, database, make_entry)
+    driver = Driver(settings)
+    try:
+        vector = {"type": "vector", "path": "clip_embedding", "numDimensions": 2}
+        await driver.create_search_index(
+            "mapseek_2", {"fields": [vector | {"similarity": "cosine"}]}
+        )
+        atlas.proxy.building = True
+        updated = asyncio.Event()
+
+        def tell(line: str) -> None:
+            if "brought up to date" in line:
+                updated.set()
+
+        init = asyncio.create_task(managing.init(driver, settings, [2], tell=tell, wait_s=60))
+        await updated.wait()
+        async with AtlasArchive(settings) as archive:
+            asked = Query(embedding=unit([1, 0]), model_id=MODEL)
+            assert len(await archive.search(asked)) == 3
+            assert "filter" not in atlas.proxy.searches()[-1]
+            atlas.proxy.finish()
+            await init
+        async with AtlasArchive(settings) as archive:
+            assert len(await archive.search(asked)) == 3
+            assert "filter" in atlas.proxy.searches()[-1]
+    finally:
+        atlas.proxy.finish()
+        await driver.close()
+
+
 def test_init_says_how_far_it_is_and_when_to_stop_waiting(typed: Any, atlas: Atlas) -> None:
     atlas.proxy.building = True
     result = typed("init", "--dimensions", "2", "--wait", "0.5")
@@ -148,6 +182,32 @@ async def test_where_commands_are_not_allowed_init_prints_what_to_type(
     assert "mapseek_2" in page
     # For what is stored, though the indexes cannot be listed.
     assert json.loads(page[page.index("{") :])["fields"][0]["numDimensions"] == 2
+    status = await asyncio.to_thread(typed, "status")
+    assert "Atlas does not tell which search indexes there are" in status.output
+    # Once somebody has typed it in, it answers, and that is enough.
+    atlas.proxy.type_in(f"{database}.images", "mapseek_2", json.loads(page[page.index("{") :]))
+    again = await asyncio.to_thread(typed, "init")
+    assert again.exit_code == 0, again.output
+    assert "The index mapseek_2 answers queries." in again.output
+
+
+async def test_where_commands_are_not_allowed_migrate_prints_what_to_type_and_goes_on(
+    typed: Any, atlas: Atlas, first_bots: str
+) -> None:
+    refused = refusing(59, "no such command")
+
+    def no_listing(command: dict[str, Any]) -> dict[str, Any] | None:
+        return refused(command) if "$listSearchIndexes" in command["pipeline"][0] else None
+
+    atlas.proxy.fail("aggregate", times=1000, refusal=no_listing)
+    atlas.proxy.fail("createSearchIndexes", times=10, refusal=refused)
+    first = await asyncio.to_thread(typed, "migrate", "--model", MODEL)
+    assert first.exit_code == 1
+    page = first.stdout
+    atlas.proxy.type_in(f"{first_bots}.images", "mapseek_2", json.loads(page[page.index("{") :]))
+    again = await asyncio.to_thread(typed, "migrate")
+    assert again.exit_code == 0, again.output
+    assert "30 vectors packed" in again.stdout
 
 
 def test_what_to_type_can_be_had_without_a_cluster(typed: Any, atlas: Atlas) -> None:
@@ -294,6 +354,7 @@ async def test_the_old_index_serves_and_is_left_without_a_moment_of_silence(
             done = migration.result()
             assert await found(channel_ids=frozenset({"201"})) == ["1003", "1005"]
             assert proxy.searches()[-1]["index"] == "mapseek_2"
+            assert (await managing.inspect(driver, settings)).problems == []
             entries = {entry.picture.key: entry async for entry in archive.entries()}
     finally:
         proxy.finish()

@@ -58,6 +58,9 @@ def nearest(
         # Documents whose vector does not fit are not indexed, and nobody is told.
         if stored is None or stored.size != dimensions or not stored.any():
             continue
+        # Indexes of the old kind are documented to read doubles.
+        if index["type"] != "vectorSearch" and isinstance(_at(document, stage["path"]), bytes):
+            continue
         if admits(document):
             cosine = stored @ asked / (np.linalg.norm(stored) * np.linalg.norm(asked))
             scored.append((document["_id"], float(np.float32((1 + cosine) / 2))))
