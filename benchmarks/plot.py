@@ -216,7 +216,7 @@ def plot_lucene(rows: Sequence[LuceneRow], title: str, path: Path) -> None:
     time.set(title="A search, the median", ylabel="ms", yscale="log")
     time.yaxis.set_major_formatter(LogFormatter())
     plain.set(title="Found of the true three nearest", ylabel="recall@3")
-    quantized.set(title="With int8: dotted as they come, solid re-ranked", ylabel="recall@3")
+    quantized.set(title="With int8; dotted: not re-ranked", ylabel="recall@3")
     lowest = min([0.95, *(row.recall - 0.01 for row in rows)])
     for axes in (plain, quantized):
         axes.set_ylim(lowest, 1.002)

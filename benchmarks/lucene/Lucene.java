@@ -48,8 +48,8 @@ public final class Lucene {
   // What Atlas builds unless it is told otherwise.
   private static final int MAX_CONNECTIONS = 16;
   private static final int BEAM_WIDTH = 100;
-  // Several segments are written and merged, as where a collection grows.
-  private static final double BUFFER_MB = 64;
+  // Enough for all of them, so that one segment is written.
+  private static final double BUFFER_MB = 1024;
   private static final int TOLD_EVERY = 1000;
   private static final long WARM_NS = 2_000_000_000L;
   private static final String VECTOR = "vector";
