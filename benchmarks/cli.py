@@ -385,6 +385,64 @@ def archive(
 
 
 @app.command()
+def lucene(
+    *,
+    jar: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Lucene 9.9: lucene-core-9.9.1.jar, or the jar in the wheel of pyserini 0.24.0.",
+        ),
+    ],
+    java: Annotated[
+        str, typer.Option(metavar="CMD", help="What runs Java, a JDK of 17 or newer.")
+    ] = "java",
+    model: Model = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Vectors; repeat for several. 1000 to 100000 if unset"),
+    ] = None,
+    maps: Annotated[
+        int, typer.Option(min=2, help="Maps that are drawn; other vectors are grown from theirs.")
+    ] = 1000,
+    searches: Annotated[int, typer.Option(min=2, help="How many different queries.")] = 200,
+    json: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw time and recall: a .png or .svg file."),
+    ] = None,
+) -> None:
+    """Exact and approximate search in Lucene, which is what searches in Atlas.
+
+    [dim]mapseek bench lucene --jar lucene-core-9.9.1.jar --plot lucene.png[/]
+
+    Each size is indexed as it is and in int8, and searched as the archive in Atlas asks.
+
+    It exits with 1 where a target is missed. Ctrl-C ends it with the figures so far.
+    """
+    from benchmarks.lucene.bench import LuceneOptions, bench_lucene
+
+    _check_outputs(json, plot)
+    options = LuceneOptions(
+        jar=jar,
+        java=java,
+        sizes=size or (1_000, 5_000, 10_000, 20_000, 50_000, 100_000),
+        model=_folder(model),
+        maps=maps,
+        searches=searches,
+    )
+    with _progress() as progress:
+        report, rows = bench_lucene(options, progress)
+    _publish(report, json)
+    if plot is not None:
+        from benchmarks.plot import plot_lucene
+
+        plot_lucene(rows, f"{report.model_id} on {report.machine.cpu}", plot)
+    if report.missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def retrieval(
     *,
     art: Annotated[

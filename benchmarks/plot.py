@@ -1,4 +1,4 @@
-"""The pictures of `bench serve`, `bench peers`, `bench archive` and `bench bot`."""
+"""The pictures of `mapseek bench`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from matplotlib.ticker import LogFormatter
 
 from benchmarks.archive import Row
 from benchmarks.bot_load import Measured as BotMeasured
+from benchmarks.lucene.bench import Row as LuceneRow
 from benchmarks.memory import MB
 from benchmarks.overhead.bench import EMPTY, OURS, cards
 from benchmarks.overhead.bench import Row as OverheadRow
@@ -194,3 +195,40 @@ def plot_archive(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def plot_lucene(rows: Sequence[LuceneRow], title: str, path: Path) -> None:
+    """Draws time and recall of each way to search over the number of vectors into one file."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    time, plain, quantized = figure.subplots(1, 3)
+    sizes = sorted({row.pictures for row in rows})
+    for colour, candidates in enumerate(dict.fromkeys(row.candidates for row in rows)):
+        name = "exact" if candidates is None else f"{candidates} candidates"
+        style = {"color": f"C{colour}", "marker": "o"}
+        some = [row for row in rows if row.candidates == candidates]
+        none, scalar = (
+            [row for row in some if row.quantization == kind] for kind in ("none", "scalar")
+        )
+        time.plot(_sizes(none), [row.latency.p50_ms for row in none], label=name, **style)
+        plain.plot(_sizes(none), [row.recall for row in none], label=name, **style)
+        quantized.plot(_sizes(scalar), [row.recall for row in scalar], linestyle=":", **style)
+        quantized.plot(_sizes(scalar), [row.reranked for row in scalar], label=name, **style)
+    time.set(title="A search, the median", ylabel="ms", yscale="log")
+    time.yaxis.set_major_formatter(LogFormatter())
+    plain.set(title="Found of the true three nearest", ylabel="recall@3")
+    quantized.set(title="With int8; dotted: not re-ranked", ylabel="recall@3")
+    lowest = min([0.95, *(row.recall - 0.01 for row in rows)])
+    for axes in (plain, quantized):
+        axes.set_ylim(lowest, 1.002)
+    for axes in (time, plain, quantized):
+        axes.set(xlabel="pictures", xscale="log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _sizes(rows: Sequence[LuceneRow]) -> list[int]:
+    return [row.pictures for row in rows]

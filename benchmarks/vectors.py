@@ -7,6 +7,7 @@ dimensions that the model uses. The queries are views and near-copies of drawn m
 Only some of the vectors are ever in memory.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ _NOISE = 0.25
 # The same for a query that is a near-copy.
 _COPY_NOISE = 0.15
 _LONGEST_SIDE = 10_000_000
+# As many matches as an answer shows.
+MATCHES = 3
+# Two matches whose cosines differ by less are as good as each other.
+_SAME_SCORE = 1e-5
+_NOTHING = -2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,33 @@ class Maps:
         share = rng.random((size, 1), dtype=np.float32)
         made = self.drawn[one] + share * (self.drawn[other] - self.drawn[one])
         return np.concatenate([kept, _noisy(rng, made, self.spread, _NOISE)])
+
+
+class Truth:
+    """The best scores of every query among all vectors so far.
+
+    Args:
+        queries: float32 [Q, D].
+    """
+
+    def __init__(self, queries: Vector) -> None:
+        self._queries = queries
+        self._scores = np.full((len(queries), MATCHES), _NOTHING, np.float32)
+
+    def add(self, vectors: Vector) -> None:
+        """Compares more vectors: float32 [N, D]."""
+        scores = np.concatenate([self._scores, self._queries @ vectors.T], axis=1)
+        self._scores = np.sort(scores, axis=1)[:, -MATCHES:]
+
+    def recall(self, found: Iterable[Iterable[float]]) -> float:
+        """Share of the true `MATCHES` nearest, by the cosines of what each query found."""
+        right = sum(
+            score > float(best[0]) - _SAME_SCORE
+            for scores, best in zip(found, self._scores, strict=True)
+            for score in scores
+        )
+        # Fewer where there are not so many vectors.
+        return right / int((self._scores != _NOTHING).sum())
 
 
 def draw_maps(model: Path, *, maps: int, queries: int, progress: Progress) -> Maps:

@@ -55,10 +55,10 @@ class BotSettings(Settings):
         "from some 100,000 pictures on.",
     )
     atlas_exact_limit: int = Field(
-        default=10_000,
+        default=20_000,
         ge=0,
         description="Up to this many documents every vector is compared; past it the search is "
-        "approximate. 10,000 is what MongoDB advises.",
+        "approximate. Measured on Lucene, which searches in Atlas, not on Atlas itself.",
     )
     atlas_candidates: int = Field(
         default=20,

@@ -1,6 +1,7 @@
 """Every command as a user types it, with the real server on loopback, for a moment each."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks.cli import app
 from benchmarks.machine import this_machine
 from benchmarks.report import Report, Target
 from benchmarks.server_process import run_server
+from bot.archive.port import ArchiveError
 from inference.errors import EmbeddingError, StartupError
 from tests.bot.archive.atlas.proxy import AtlasProxy
 from tests.bot.archive.atlas.secantus import MISSING, Secantus
@@ -66,18 +68,56 @@ def test_archive(model: Path, tmp_path: Path) -> None:
     assert [target["met"] for target in data["targets"]][1] is True
 
 
-@pytest.mark.skipif(bool(MISSING), reason=MISSING)
-def test_archive_in_atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "archive.json"
-    what = ("--archive", "atlas", "--size", 40, "--maps", 12, "--searches", 4, "--json", out)
-    with Secantus() as server, AtlasProxy(server.address) as proxy:
-        monkeypatch.setenv("MAPSEEK_ATLAS_URI", proxy.uri)
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[AtlasProxy]:
+    """An Atlas whose search index learns nothing from the first write on."""
+    if MISSING:
+        pytest.skip(MISSING)
+
+    def freeze(_: dict[str, Any]) -> None:
+        running.freeze()
+
+    with Secantus() as server, AtlasProxy(server.address) as running:
+        running.fail("update", refusal=freeze)
+        monkeypatch.setenv("MAPSEEK_ATLAS_URI", running.uri)
         monkeypatch.setenv("MAPSEEK_ATLAS_DATABASE", "maps")
-        data = data_of(bench("archive", "-m", model, *what), out)
-        client: MongoClient[dict[str, Any]] = MongoClient(proxy.uri)
+        monkeypatch.setattr("benchmarks.archive._INDEX_LOOK_S", 0.01)
+        yield running
+        client: MongoClient[dict[str, Any]] = MongoClient(running.uri)
         with client:
             assert client["maps"].list_collection_names() == []
-    assert [row["recall"] for row in data["rows"]] == [1, 1]
+
+
+def test_archive_in_atlas(
+    model: Path, tmp_path: Path, proxy: AtlasProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+
+    def follow_late(command: dict[str, Any]) -> None:
+        nonlocal looked
+        looked += "$vectorSearch" in command["pipeline"][0]
+        if looked == 5:
+            proxy.follow()
+
+    proxy.fail("aggregate", times=1000, refusal=follow_late)
+    monkeypatch.setenv("MAPSEEK_ATLAS_EXACT_LIMIT", "20")
+    out = tmp_path / "archive.json"
+    sizes = ("--size", 20, "--size", 40, "--maps", 12, "--searches", 4)
+    done = bench("archive", "-m", model, "--archive", "atlas", *sizes, "--json", out)
+    assert [row["recall"] for row in data_of(done, out)["rows"]] == [1, 1, 1, 1]
+    # Five looks until it had followed, one at the second size; eight searches of each.
+    exact = ["exact" in asked for asked in proxy.searches()]
+    assert exact == [True] * (5 + 8) + [False] * (1 + 8)
+
+
+def test_an_index_that_never_follows_is_told(
+    model: Path, proxy: AtlasProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.archive._INDEX_WAIT_S", 0.1)
+    what = ("--archive", "atlas", "--size", 20, "--maps", 12, "--searches", 4)
+    error = bench("archive", "-m", model, *what).exception
+    assert isinstance(error, ArchiveError)
+    assert "has not followed within 0.1 s" in str(error)
 
 
 def test_serve_against_a_running_server(model: Path, tmp_path: Path) -> None:

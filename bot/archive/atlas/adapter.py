@@ -163,7 +163,7 @@ class AtlasArchive:
             )
             # Atlas drops what was deleted after it has counted, so its answers may be short.
             exhausted = len(answer) + changes < limit
-            last = ranking.last_score(answer)
+            last = ranking.last_score(query, answer)
             if exhausted or limit == ranking.MOST or ranking.settled(matches, query.limit, last):
                 return matches
             limit = min(ranking.MOST, max(limit * _GROWTH, len(answer) + changes + 1))

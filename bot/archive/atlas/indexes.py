@@ -77,7 +77,7 @@ def for_the_page(prefix: str, dimensions: int, quantization: str) -> str:
     )
 
 
-def assumed(name: str, dimensions: int) -> SearchIndex:
+def assumed(name: str, dimensions: int, quantization: str) -> SearchIndex:
     """An index that is taken to be as mapseek makes it, where Atlas does not tell."""
     return SearchIndex(
         name=name,
@@ -86,6 +86,7 @@ def assumed(name: str, dimensions: int) -> SearchIndex:
         queryable=True,
         dimensions=dimensions,
         similarity="cosine",
+        quantization=quantization,
         filters=frozenset(FILTERS),
     )
 

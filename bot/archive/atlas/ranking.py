@@ -16,6 +16,7 @@ from bot.archive.atlas.documents import (
     SPOILER,
     VECTOR,
     picture_of,
+    vector_of,
 )
 from bot.archive.atlas.indexes import SearchIndex
 from bot.archive.port import Entry, Match, Picture, Query
@@ -32,7 +33,9 @@ _DIGITS = 6
 def pipeline(
     query: Query, vector: Binary, index: SearchIndex, *, limit: int, candidates: int | None
 ) -> list[dict[str, Any]]:
-    """The aggregation that finds the nearest documents, without their vectors.
+    """The aggregation that finds the nearest documents, with their vectors where Atlas rounds.
+
+    An approximate search over a quantized index compares rounded vectors: `found` compares again.
 
     Args:
         query: What to look for. Conditions that the index has no fields for are left out: see
@@ -58,6 +61,8 @@ def pipeline(
     if inside:
         search["filter"] = inside
     fields = dict.fromkeys(PICTURE_FIELDS, 1)
+    if candidates is not None and index.quantization != "none":
+        fields[VECTOR] = 1
     return [
         {"$vectorSearch": search},
         {"$project": {**fields, _SCORE: {"$meta": "vectorSearchScore"}}},
@@ -112,7 +117,7 @@ def dated(query: Query) -> None:
 def found(query: Query, documents: Iterable[dict[str, Any]]) -> list[Match]:
     """The matches among the documents that `pipeline` gave."""
     matches = [
-        Match(picture=picture_of(document), score=cosine(document[_SCORE]))
+        Match(picture=picture_of(document), score=_score(query, document))
         for document in documents
         if document.get(MODEL) == query.model_id
     ]
@@ -134,6 +139,13 @@ def compared(query: Query, entries: Sequence[Entry]) -> list[Match]:
 def cosine(score: float) -> float:
     """Atlas's score for `cosine`, (1 + cosine) / 2, as the cosine."""
     return _clamped(2.0 * score - 1.0)
+
+
+def _score(query: Query, document: dict[str, Any]) -> float:
+    """The cosine by the document's vector where it came along; else by Atlas's score."""
+    if VECTOR in document:
+        return _clamped(float(vector_of(document) @ query.embedding))
+    return cosine(document[_SCORE])
 
 
 def _clamped(score: float) -> float:
@@ -159,13 +171,19 @@ def settled(matches: Sequence[Match], limit: int, last: float) -> bool:
     Args:
         matches: What was found so far, best first.
         limit: How many are wanted.
-        last: The cosine of the last document that Atlas gave.
+        last: What `last_score` says.
     """
     if len(matches) < limit:
         return False
     return round(last, _DIGITS) < round(matches[limit - 1].score, _DIGITS)
 
 
-def last_score(documents: Sequence[dict[str, Any]]) -> float:
-    """The cosine of the last document; below all others where there is none."""
-    return cosine(documents[-1][_SCORE]) if documents else -2.0
+def last_score(query: Query, documents: Sequence[dict[str, Any]]) -> float:
+    """The most that the cosine beyond the last document is taken to be; -2 where there is none.
+
+    Where Atlas rounds, its scores may be as far too low there as any was among these documents.
+    """
+    if not documents:
+        return -2.0
+    too_low = max(_score(query, document) - cosine(document[_SCORE]) for document in documents)
+    return cosine(documents[-1][_SCORE]) + max(0.0, too_low)

@@ -25,6 +25,7 @@ class Serving:
     def __init__(self, driver: Driver, settings: BotSettings) -> None:
         self._driver = driver
         self._prefix = settings.atlas_index
+        self._quantization = settings.atlas_quantization
         self._exact_limit = settings.atlas_exact_limit
         self._candidates = settings.atlas_candidates
         self._indexes: list[SearchIndex] = []
@@ -74,5 +75,5 @@ class Serving:
                 "Atlas does not tell which search indexes there are, so %s is taken to be there.",
                 name,
             )
-            self._indexes = [indexes.assumed(name, dimensions)]
+            self._indexes = [indexes.assumed(name, dimensions, self._quantization)]
         self._looked_at_s = time.monotonic()

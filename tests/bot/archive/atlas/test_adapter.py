@@ -223,6 +223,48 @@ async def test_the_vectors_stay_where_they_are(
     assert "clip_embedding" not in asked["pipeline"][1]["$project"]
 
 
+async def test_what_atlas_rounded_is_put_into_order_by_the_true_vectors(
+    atlas: Atlas, database: str, make_entry: MakeEntry
+) -> None:
+    settings = atlas.settings(
+        database, atlas_quantization="scalar", atlas_exact_limit=0, atlas_lag_s=0
+    )
+    # In one byte all of these are the same; the worst are stored first, and so found first.
+    vectors = [unit([1, n / 10_000]) for n in range(36)]
+    async with opened(settings, [2]) as archive:
+        await archive.upsert_many(
+            [make_entry(vector, message=f"{n}") for n, vector in enumerate(vectors)]
+        )
+        atlas.proxy.calm()
+        found = await archive.search(query(3, 4, limit=3))
+        approximate = atlas.proxy.searches()
+        async with AtlasArchive(settings.model_copy(update={"atlas_exact_limit": 36})) as exact:
+            assert messages(await exact.search(query(3, 4, limit=3))) == messages(found)
+    assert messages(found) == ["35", "34", "33"]
+    np.testing.assert_allclose(
+        [match.score for match in found],
+        [vectors[n] @ unit([3, 4]) for n in (35, 34, 33)],
+        atol=1e-6,
+    )
+    # The best were not among the first that it gave, and their scores could not rule that out.
+    assert [asked["limit"] for asked in approximate] == [16, 128]
+    asked = [c["pipeline"] for c in atlas.proxy.commands if "$vectorSearch" in str(c)[:99]]
+    assert ["clip_embedding" in project["$project"] for _, project in asked] == [True, True, False]
+
+
+async def test_scores_of_rounded_vectors_decide_where_they_can(
+    atlas: Atlas, database: str, make_entry: MakeEntry
+) -> None:
+    settings = atlas.settings(
+        database, atlas_quantization="scalar", atlas_exact_limit=0, atlas_lag_s=0
+    )
+    async with opened(settings, [2]) as archive:
+        await archive.upsert_many([make_entry([1, n / 20], message=f"{n}") for n in range(40)])
+        atlas.proxy.calm()
+        assert messages(await archive.search(query(1, 0.0001))) == ["0", "1", "2"]
+    assert [asked["limit"] for asked in atlas.proxy.searches()] == [16]
+
+
 async def test_questions_about_one_model_may_use_the_partial_index(
     atlas: Atlas, database: str, make_entry: MakeEntry
 ) -> None:

@@ -1,7 +1,8 @@
 """What Atlas's search server does, in miniature: index definitions, filters, cosine, and errors.
 
 Written from MongoDB's documentation and the behaviour of its search server, which answers with
-silence whatever it takes for "nothing found". Compares every vector: there is no approximation.
+silence whatever it takes for "nothing found". Compares every vector: all that an approximate search
+does otherwise is that over an index with scalar quantization it compares rounded vectors.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +53,9 @@ def nearest(
     if not asked.any():
         raise user_error("Cosine similarity cannot be calculated against a zero vector.")
     admits = _filter(stage.get("filter", {}), filters)
+    rounds = vector.get("quantization") == "scalar" and not stage.get("exact")
+    if rounds:
+        asked = _rounded(asked)
     scored = []
     for document in documents:
         stored = vector_of(_at(document, stage["path"]))
@@ -62,10 +66,18 @@ def nearest(
         if index["type"] != "vectorSearch" and isinstance(_at(document, stage["path"]), bytes):
             continue
         if admits(document):
+            if rounds:
+                stored = _rounded(stored)
             cosine = stored @ asked / (np.linalg.norm(stored) * np.linalg.norm(asked))
             scored.append((document["_id"], float(np.float32((1 + cosine) / 2))))
     scored.sort(key=lambda one: -one[1])
     return scored[:limit]
+
+
+def _rounded(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A vector as one byte holds each of its numbers."""
+    rounded: NDArray[np.float64] = np.round(127 * vector / np.abs(vector).max())
+    return rounded
 
 
 def vector_of(value: Any) -> NDArray[np.float64] | None:
