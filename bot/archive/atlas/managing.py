@@ -86,7 +86,7 @@ async def init(
         except ForbiddenError:
             # It may have been made on the cluster's page; whether it is there, a search tells.
             name = indexes.name_for(settings.atlas_index, length)
-            if not await _answers(driver, name, length):
+            if not await _answers(driver, indexes.assumed(name, length, "none"), length):
                 raise
             tell(f"The index {name} answers queries.")
 
@@ -149,7 +149,7 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
         pause_s = min(pause_s * 1.5, _LOOK_EVERY_S)
 
 
-async def _answers(driver: Driver, name: str, length: int) -> bool:
+async def _answers(driver: Driver, index: SearchIndex, length: int) -> bool:
     """Whether an index finds a vector that is stored."""
     for model in await stored(driver):
         if model.dimensions != length:
@@ -158,7 +158,6 @@ async def _answers(driver: Driver, name: str, length: int) -> bool:
         embedding = documents.vector_of(one)
         vector = documents.stored_vector(embedding, length, what=f"document {one['_id']}")
         query = Query(embedding=embedding, model_id=model.id)
-        index = indexes.assumed(name, length)
         return bool(
             await driver.aggregate(ranking.pipeline(query, vector, index, limit=1, candidates=None))
         )
@@ -193,7 +192,7 @@ async def inspect(driver: Driver, settings: BotSettings) -> Health:
     except ForbiddenError:
         for length in sorted({model.dimensions for model in health.models}):
             name = indexes.name_for(settings.atlas_index, length)
-            health.indexes.append(indexes.assumed(name, length))
+            health.indexes.append(indexes.assumed(name, length, settings.atlas_quantization))
             health.hints.append(
                 f"Atlas does not tell which search indexes there are, so {name} is taken to be "
                 "there: `mapseek archive init` finds out whether it is."
