@@ -13,6 +13,7 @@ from disnake.ext import commands
 from disnake.webhook.async_ import async_context
 
 from bot.answering.commands import make_find
+from bot.answering.limits import Limits
 from bot.answering.line import Line
 from bot.archive.opening import open_archive
 from bot.current import CurrentClient
@@ -74,6 +75,11 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
         ):
             bot = make_bot()
             line = Line()
+            limits = Limits(
+                per_member=settings.searches_per_member,
+                per_guild=settings.searches_per_guild,
+                line=line,
+            )
             indexing = Indexing(
                 bot=bot,
                 queue=queue,
@@ -82,6 +88,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 fetcher=fetcher,
                 refresh=lambda sighting: _refresh(bot, sighting),
                 give_way=line.give_way,
+                limits=limits,
                 privacy_url=settings.privacy_url,
             )
             find = make_find(
@@ -92,7 +99,7 @@ async def _run(settings: BotSettings, client_settings: ClientSettings, token: st
                 fetcher=fetcher,
                 ingest=indexing.ingest,
                 queue=queue,
-                line=line,
+                limits=limits,
             )
             bot.add_cog(find)
             try:

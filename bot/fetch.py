@@ -253,7 +253,9 @@ def _strangers_address(url: str | URL) -> URL:
     try:
         public = is_public(address.host or "")
     except ValueError:
-        return address
+        # Figures in another spelling (127.1, 2130706433) would not be resolved either: what they
+        # mean is left to the system, or refused by newer aiohttp alone.
+        public = not (address.host or "").replace(".", "").isdigit()
     if not public:
         raise RefusedError("The picture's host cannot be reached.")
     return address

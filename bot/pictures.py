@@ -19,6 +19,9 @@ from bot.links import embedded_id, media_ids, message_link, unsigned
 # Attachment flags that disnake 2.12 has no names for.
 _IS_THUMBNAIL = 1 << 1
 _IS_SPOILER = 1 << 3
+# Discord's codes; any other "not found" says nothing about a channel or a message.
+UNKNOWN_CHANNEL = 10003
+UNKNOWN_MESSAGE = 10008
 _HIDDEN_WORDS = re.compile(r"\|\|(.+?)\|\|", re.DOTALL)
 
 
@@ -282,6 +285,8 @@ async def in_channel(
     try:
         # As it came: what disnake makes of it would be taken apart again.
         message = await client.http.get_message(int(channel_id), int(message_id))
-    except disnake.NotFound:
+    except disnake.NotFound as error:
+        if error.code not in {UNKNOWN_CHANNEL, UNKNOWN_MESSAGE}:
+            raise
         return None
     return in_payload(message, guild=client.get_guild(int(guild_id)))

@@ -8,6 +8,7 @@ from disnake.ext import commands
 from bot.admin import wording as admin_wording
 from bot.admin.preferences import Preferences
 from bot.admin.replies import ADMINS, Said, answer
+from bot.answering.limits import Limits
 from bot.answering.visibility import readable_channels
 from bot.archive.port import ImageArchive
 from bot.ingest import access
@@ -66,8 +67,9 @@ class Config(commands.Cog):
         async def choose(guild: disnake.Guild) -> str:
             if on:
                 _check(channel, access.missing_for_reading(channel))
+            before = self._preferences.of(str(guild.id))
             self._preferences.watch(str(guild.id), str(channel.id), on=on)
-            self._catch_up.watch_from_now(guild)
+            self._catch_up.watch_from_now(guild, before)
             return "" if on else "What is indexed stays: `/forget channel` removes it.\n"
 
         await self._choose(inter, choose)
@@ -81,8 +83,9 @@ class Config(commands.Cog):
         """Watch every channel that the bot can read, or only those named by /config watch."""
 
         async def choose(guild: disnake.Guild) -> None:
+            before = self._preferences.of(str(guild.id))
             self._preferences.watch_all(str(guild.id), on=on)
-            self._catch_up.watch_from_now(guild)
+            self._catch_up.watch_from_now(guild, before)
 
         await self._choose(inter, choose)
 
@@ -130,11 +133,12 @@ def _check(channel: Channel, lack: list[str]) -> None:
 
 
 class Counts(commands.Cog):
-    """`/stats`: what the archive holds of this server."""
+    """`/stats`: what the archive holds of this server. It counts as a search: it costs more."""
 
-    def __init__(self, *, archive: ImageArchive, queue: Queue) -> None:
+    def __init__(self, *, archive: ImageArchive, queue: Queue, limits: Limits) -> None:
         self._archive = archive
         self._queue = queue
+        self._limits = limits
 
     @commands.slash_command(name="stats")
     async def stats(self, inter: Command) -> None:
@@ -143,6 +147,9 @@ class Counts(commands.Cog):
         async def make(guild: disnake.Guild) -> Said:
             guild_id = str(guild.id)
             assert isinstance(inter.author, disnake.Member), "commands are used in guilds only"  # noqa: S101
+            wait = self._limits.admit(member_id=inter.author.id, guild_id=guild.id)
+            if wait is not None:
+                raise RefusalError(wait)
             readable = await readable_channels(
                 guild,
                 inter.author,

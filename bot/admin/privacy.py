@@ -8,6 +8,7 @@ from disnake.ext import commands
 from bot.admin.preferences import Preferences
 from bot.admin.replies import Said, answer, is_admin
 from bot.archive.port import Selection
+from bot.ingest.access import Channel
 from bot.ingest.backfill import Backfill
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.queue import Queue
@@ -111,7 +112,7 @@ class Forget(commands.Cog):
     async def channel(
         self,
         inter: Command,
-        channel: disnake.abc.GuildChannel = commands.Param(description="The channel."),  # noqa: B008
+        channel: Channel = commands.Param(description="The channel, with its threads."),  # noqa: B008
     ) -> None:
         """Admins: forget everything that was posted in a channel, and watch it no longer."""
 
@@ -249,18 +250,21 @@ class Forget(commands.Cog):
     def _forget_channel(self, inter: Click, guild: disnake.Guild, channel_id: str) -> Said:
         if not is_admin(inter):
             raise RefusalError(_ONLY_ADMINS)
-        if not channel_id.isdecimal() or guild.get_channel(int(channel_id)) is None:
+        place = guild.get_channel_or_thread(int(channel_id)) if channel_id.isdecimal() else None
+        if not isinstance(place, Channel):
             raise RefusalError("There is no such channel on this server any more.")
         guild_id = str(guild.id)
         self._backfill.drop(channel_id)
         self._preferences.watch(guild_id, channel_id, on=False)
-        threads = [
+        known = {
             thread.thread_id
             for thread in self._queue.threads(guild_id)
             if thread.parent_id == channel_id
-        ]
-        for place in (channel_id, *threads):
-            self._ingest.delete(Selection(guild_id=guild_id, channel_id=place))
+        }
+        # Of what was imported, the queue knows nothing.
+        live = {str(thread.id) for thread in guild.threads if thread.parent_id == place.id}
+        for one in (channel_id, *sorted(known | live)):
+            self._ingest.delete(Selection(guild_id=guild_id, channel_id=one))
         self._forgotten.posts_in(channel_id, guild_id=guild_id)
         return Said(content=f"<#{channel_id}> is forgotten, and no longer watched.")
 

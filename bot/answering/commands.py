@@ -18,7 +18,6 @@ from bot.answering.answers import Answers, Asker
 from bot.answering.delivery import Delivery
 from bot.answering.hits import Checker
 from bot.answering.limits import Limits
-from bot.answering.line import Line
 from bot.answering.pages import Pages, Reply
 from bot.answering.questions import Action, Press, is_ours, press_of
 from bot.archive.port import ImageArchive
@@ -195,14 +194,11 @@ def make_find(
     fetcher: Fetcher,
     ingest: Ingest,
     queue: Queue,
-    line: Line,
+    limits: Limits,
 ) -> Find:
     """Puts together what members use."""
     checker = Checker(bot=bot, fetcher=fetcher, ingest=ingest)
     pages = Pages(archive=archive, checker=checker, results=settings.results)
-    limits = Limits(
-        per_member=settings.searches_per_member, per_guild=settings.searches_per_guild, line=line
-    )
     return Find(
         answers=Answers(
             bot=bot,

@@ -85,10 +85,10 @@ def shareable_channels(
     home, _ = threads.get(here, (here, False))
 
     def is_shareable(channel_id: int) -> bool:
-        if channel_id == here:
-            return True
         base, is_private = threads.get(channel_id, (channel_id, False))
-        return not is_private and (base == home or _is_open(guild.get_channel(base)))
+        if channel_id == here or (base == home and not is_private):
+            return _shows_its_past(guild.get_channel(home))
+        return not is_private and _is_open(guild.get_channel(base))
 
     return frozenset(one for one in readable if is_shareable(int(one)))
 
@@ -125,6 +125,18 @@ def _is_open(channel: disnake.abc.GuildChannel | None) -> bool:
     # The public `overwrites` leaves out members who are not in the cache, which is most of them.
     return everyone >= needed and not any(
         overwrite.deny & needed.value
+        for overwrite in channel._overwrites  # noqa: SLF001
+    )
+
+
+def _shows_its_past(channel: disnake.abc.GuildChannel | None) -> bool:
+    """Whether whoever sees a channel may also read what was posted in it before."""
+    if channel is None:
+        return False
+    history = disnake.Permissions(read_message_history=True).value
+    by_role = map(channel.permissions_for, channel.guild.roles)
+    return all(one.read_message_history or not one.view_channel for one in by_role) and not any(
+        overwrite.type == 1 and overwrite.deny & history
         for overwrite in channel._overwrites  # noqa: SLF001
     )
 

@@ -41,6 +41,7 @@ _LONGEST_ID = 20  # digits of 64 bits
 class _Channel:
     guild_id: str
     channel_id: str
+    parent_id: str
     name: str
 
 
@@ -164,6 +165,8 @@ def _channel(events: Iterator[_Event]) -> _Channel | None:
     return _Channel(
         guild_id="" if guild_id == "0" else guild_id,  # direct messages
         channel_id=channel_id,
+        # Of a thread, its channel; of a channel, its category.
+        parent_id=_text(header, "channel.categoryId"),
         name=_text(header, "channel.name"),
     )
 
@@ -220,6 +223,7 @@ def _message(
             path=path,
             guild_id=channel.guild_id,
             channel_id=channel.channel_id,
+            parent_id=channel.parent_id,
             user_id=_text(author, "id"),
             message_link=message_link(channel.guild_id, channel.channel_id, message_id),
             posted_at=_posted_at(message, message_id),

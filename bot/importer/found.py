@@ -30,6 +30,7 @@ class Found:
         spoiler: Whether it must stay hidden behind a spoiler.
         author: The author's name for showing; "" where unknown.
         channel: The channel's name for showing; "" where unknown.
+        parent_id: The channel that a thread belongs to, where the export tells; "" otherwise.
         also: The attachment id that an export without ids gives the same picture; "" if none.
         by_file: Whether the key is such an id, so that the archive may have it by its own.
         replaces_message: Whether other pictures of the same message are older versions of this
@@ -46,6 +47,7 @@ class Found:
     spoiler: bool = False
     author: str = ""
     channel: str = ""
+    parent_id: str = ""
     also: str = ""
     by_file: bool = False
     replaces_message: bool = False

@@ -40,5 +40,5 @@ def _allows(wishes: Forgotten, found: Found) -> bool:
         found.key.message_id,
         guild_id=found.guild_id,
         user_id=found.user_id,
-        channel_ids=(found.channel_id, ""),
+        channel_ids=(found.channel_id, found.parent_id),
     )

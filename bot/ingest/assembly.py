@@ -10,6 +10,7 @@ from bot.admin.index import Index
 from bot.admin.preferences import Preferences
 from bot.admin.privacy import Forget
 from bot.admin.progress import ProgressMessages
+from bot.answering.limits import Limits
 from bot.archive.port import ImageArchive
 from bot.fetch import Fetcher
 from bot.ingest.backfill import Backfill
@@ -36,6 +37,7 @@ class Indexing:
         fetcher: Downloads them.
         refresh: See `Ingest`.
         give_way: See `Ingest`.
+        limits: What members and servers may ask.
         privacy_url: Where the operator's privacy page is; "" if nowhere.
     """
 
@@ -49,6 +51,7 @@ class Indexing:
         fetcher: Fetcher,
         refresh: Callable[[Sighting], Awaitable[Sighting | None]],
         give_way: Callable[[float], Awaitable[None]],
+        limits: Limits,
         privacy_url: str,
     ) -> None:
         preferences = Preferences(queue.db)
@@ -103,7 +106,7 @@ class Indexing:
                 preferences=preferences,
             ),
             Config(preferences=preferences, catch_up=self._catch_up, embedder=client),
-            Counts(archive=archive, queue=queue),
+            Counts(archive=archive, queue=queue, limits=limits),
             Forget(
                 client=bot,
                 ingest=self.ingest,

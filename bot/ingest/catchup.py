@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import disnake
 from opentelemetry import trace
 
-from bot.admin.preferences import Preferences
+from bot.admin.preferences import Chosen, Preferences
 from bot.ingest import access, history
 from bot.ingest.forgotten import now_id
 from bot.ingest.history import HistoryError, NoAccessError, NoChannelError, Place
@@ -113,11 +113,21 @@ class CatchUp:
         else:
             self._met[channel_id] = max(message.id, self._met.get(channel_id, 0))
 
-    def watch_from_now(self, guild: disnake.Guild) -> None:
-        """Forgets the positions of a guild, whose watched channels have changed."""
-        self._positions.drop_guild(str(guild.id))
-        for place, last_id in _places(guild):
-            self._store_last(place, last_id)
+    def watch_from_now(self, guild: disnake.Guild, before: Chosen) -> None:
+        """Begins here and now with the channels of a guild that were not watched before.
+
+        The others keep their positions: they may not have been caught up with yet.
+        """
+        places = list(_places(guild))
+        kept = {
+            place.channel_id
+            for place, _ in places
+            if before.watches(place.channel_id, place.parent_id)
+        }
+        self._positions.drop_guild(str(guild.id), but=kept)
+        for place, last_id in places:
+            if place.channel_id not in kept:
+                self._store_last(place, last_id)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -223,12 +233,13 @@ class CatchUp:
         for channel in access.readable_kinds(guild):
             if not isinstance(channel, access.Parent) or access.missing_for_reading(channel):
                 continue
-            async for thread in history.archived_threads(
-                self._client, guild_id=str(guild.id), parent_id=str(channel.id), private=False
-            ):
-                if thread.archived_at < since:
-                    break
-                await self._channel(guild, thread.place, thread.last_id)
+            for private in (False, True) if access.may_manage_threads(channel) else (False,):
+                async for thread in history.archived_threads(
+                    self._client, guild_id=str(guild.id), parent_id=str(channel.id), private=private
+                ):
+                    if thread.archived_at < since:
+                        break
+                    await self._channel(guild, thread.place, thread.last_id)
 
 
 def _places(guild: disnake.Guild) -> Iterator[tuple[Place, int | None]]:

@@ -8,13 +8,11 @@ from typing import Any
 import aiohttp
 import disnake
 
-from bot.pictures import Sighting, in_payload
+from bot.pictures import UNKNOWN_CHANNEL, UNKNOWN_MESSAGE, Sighting, in_payload
 
 PAGE = 100
 
 _PRIVATE_THREAD = 12
-_UNKNOWN_CHANNEL = 10003
-_UNKNOWN_MESSAGE = 10008
 
 Message = Mapping[str, Any]
 
@@ -92,7 +90,7 @@ async def exists(client: disnake.Client, channel_id: str, message_id: str) -> bo
     try:
         await client.http.get_message(int(channel_id), int(message_id))
     except disnake.NotFound as error:
-        if error.code in {_UNKNOWN_MESSAGE, _UNKNOWN_CHANNEL}:
+        if error.code in {UNKNOWN_MESSAGE, UNKNOWN_CHANNEL}:
             return False
         raise HistoryError(str(error)) from error
     except (disnake.HTTPException, aiohttp.ClientError, OSError) as error:
@@ -190,7 +188,7 @@ async def _asked(question: Awaitable[Any]) -> Any:
     except disnake.Forbidden as error:
         raise NoAccessError(f"Discord does not let the bot read there ({error.text}).") from error
     except disnake.NotFound as error:
-        if error.code == _UNKNOWN_CHANNEL:
+        if error.code == UNKNOWN_CHANNEL:
             raise NoChannelError("The channel is gone.") from error
         raise HistoryError(f"Discord gives no messages: {error}") from error
     except (disnake.HTTPException, aiohttp.ClientError, OSError) as error:

@@ -1,5 +1,8 @@
 """Up to which message each channel has been taken in, so that an absence can be made up for."""
 
+import json
+from collections.abc import Collection
+
 import apsw
 
 
@@ -57,15 +60,19 @@ class Positions:
         with self._db:
             self._db.execute("DELETE FROM positions WHERE channel_id = ?", (channel_id,))
 
-    def drop_guild(self, guild_id: str) -> None:
-        """Forgets a guild's channels."""
+    def drop_guild(self, guild_id: str, *, but: Collection[str] = ()) -> None:
+        """Forgets a guild's channels, all but some."""
         self._ahead = {
             channel_id: (guild, seen_id)
             for channel_id, (guild, seen_id) in self._ahead.items()
-            if guild != guild_id
+            if guild != guild_id or channel_id in but
         }
         with self._db:
-            self._db.execute("DELETE FROM positions WHERE guild_id = ?", (guild_id,))
+            self._db.execute(
+                "DELETE FROM positions WHERE guild_id = ?"
+                " AND channel_id NOT IN (SELECT value FROM json_each(?))",
+                (guild_id, json.dumps(sorted(but))),
+            )
 
     def alive_id(self) -> int:
         """The id of the moment at which the bot was last known to listen; 0 if never."""

@@ -30,7 +30,7 @@ _log = logging.getLogger("mapseek.bot")
 # A notice under a post that was indexed hours late helps nobody.
 _FRESH = timedelta(minutes=30)
 _MOST_WAITING = 256
-_CANDIDATES = 10
+_CANDIDATES = 100
 
 
 class Reposts:

@@ -156,6 +156,9 @@ class Ingest:
 
     async def run(self) -> None:
         """Works until cancelled."""
+        # What was copied or restored into the archive meanwhile may hold posts of theirs.
+        for user_id in sorted(self._forgotten.everyone_out()):
+            self.delete(Selection(user_id=user_id))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._index(), name="index")
             tasks.create_task(self._delete(), name="delete")
@@ -208,13 +211,17 @@ class Ingest:
         with _tracer.start_as_current_span("mapseek.ingest", attributes={"pictures": len(batch)}):
             # Asked first: while the server is away, nothing is downloaded in vain.
             model = await self._client.model()
-            stored = await self._archive.seen(
-                [item.sighting.key for item in batch if not item.anew], model.id
-            )
-            await self._forget_file_names(
-                [item.sighting for item in batch if item.sighting.key in stored]
-            )
-            self._queue.done(item.sighting for item in batch if item.sighting.key in stored)
+            # What is there and about to be deleted is not stored; nor is what is deleted meanwhile,
+            # and may be back in the queue by now: it waits for the next turn.
+            with self.crossing() as crossing:
+                async with self._writing:
+                    await self._apply_deletions()
+                stored = await self._archive.seen(
+                    [item.sighting.key for item in batch if not item.anew], model.id
+                )
+                there = [item.sighting for item in batch if item.sighting.key in stored]
+                await self._forget_file_names(there)
+                self._queue.done(crossing.still(there))
             todo = [item for item in batch if item.sighting.key not in stored]
             results = await asyncio.gather(
                 *(self._entries.of(item, model.id) for item in todo), return_exceptions=True
@@ -259,7 +266,7 @@ class Ingest:
             pictures.add(len(work), {"outcome": "indexed"})
         for item, _ in work:
             _log.debug("Indexed %s.", item.sighting.message_link, extra={"picture": name_of(item)})
-        self._indexed([entry for item, entry in work if item.lane is Lane.LIVE and not item.anew])
+        self._indexed([entry for item, entry in work if item.lane is Lane.LIVE])
 
     async def _forget_file_names(self, stored: Sequence[Sighting]) -> None:
         """Deletes what an import knew by the name of its file and is now there by its own id."""

@@ -10,7 +10,7 @@ import pytest
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey
 from bot.importer import discord, discord_html
-from bot.importer.found import Source
+from bot.importer.found import Found, Source
 from bot.importer.wanted import wanted
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.state import open_state
@@ -72,3 +72,15 @@ async def test_an_import_leaves_out_what_the_bot_was_asked_to_forget(
     db.close()
     await index(server, wanted(sources["json"], state))
     assert len(await entries()) == 1
+
+
+def test_a_thread_of_a_forgotten_channel_is_left_out(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    (found,) = sources["json"]()
+    assert isinstance(found, Found)
+    db = open_state(tmp_path / "state.db")
+    # What the export of a thread names as its category is the channel that the thread belongs to.
+    Forgotten(db).posts_in(found.parent_id, guild_id=found.guild_id)
+    db.close()
+    assert list(wanted(sources["json"], tmp_path / "state.db")()) == []

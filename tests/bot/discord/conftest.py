@@ -1,11 +1,13 @@
 """A bot that runs, between a Discord and an embedding server on this machine."""
 
 import asyncio
+import hashlib
 import io
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -17,12 +19,12 @@ from pydantic import SecretStr
 
 from bot import app
 from bot.archive.embedded import EmbeddedArchive
-from bot.archive.port import Entry
+from bot.archive.port import Entry, Picture, PictureKey
 from bot.ingest.queue import Queue
 from bot.settings import BotSettings
 from inference.client import ClientSettings
-from tests.bot.discord.loopback import TOKEN, Discord
-from tests.bot.discord.toy import ToyServer
+from tests.bot.discord.loopback import TOKEN, Discord, Json
+from tests.bot.discord.toy import MODEL_ID, ToyServer, embed
 from tests.bot.discord.workshop import Workshop
 
 PATIENCE_S = 30
@@ -117,6 +119,26 @@ class Bot:
     async def indexed(self) -> set[str]:
         """The ids of the messages in the archive."""
         return {entry.picture.key.message_id for entry in await self.entries()}
+
+    async def imports(self, message: Json, data: bytes) -> None:
+        """Puts a message's picture into the archive as an import does: past the queue."""
+        picture = Picture(
+            key=PictureKey(message_id=message["id"], attachment_id=message["attachments"][0]["id"]),
+            guild_id="1",
+            channel_id=message["channel_id"],
+            user_id=message["author"]["id"],
+            message_link="",
+            image_url="map.png",
+            posted_at=datetime.fromisoformat(message["timestamp"]),
+            width=1,
+            height=1,
+            file_size=len(data),
+            content_hash=hashlib.sha256(data).hexdigest(),
+        )
+        async with EmbeddedArchive(self.settings.archive) as archive:
+            await archive.upsert_many(
+                [Entry(picture=picture, model_id=MODEL_ID, embedding=embed(data))]
+            )
 
     def waiting(self) -> int:
         """How much is still to be done."""

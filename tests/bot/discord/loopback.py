@@ -30,7 +30,7 @@ BOT_USER = {
     "avatar": None,
     "bot": True,
 }
-OWNER = 1
+OWNER = 7
 MESSAGE_CONTENT = 1 << 15
 VIEW_CHANNEL = 1 << 10
 SEND_MESSAGES = 1 << 11

@@ -6,10 +6,11 @@ import pytest
 
 from bot.ingest.queue import Queue
 from tests.bot.discord.conftest import Bot, map_art, until
-from tests.bot.discord.loopback import Discord, Json, snowflake
+from tests.bot.discord.loopback import BOT_USER, PRIVATE_THREAD, Discord, Json, snowflake
 from tests.bot.discord.toy import ToyServer
 
 READ_HISTORY = 1 << 16
+MANAGE_THREADS = 1 << 34
 PATIENCE_S = 30
 
 
@@ -205,3 +206,39 @@ async def test_only_watched_channels_are_taken_in_live_and_caught_up(
         if everywhere
         else "**Watched for new pictures:** no channel, and <#10>"
     )
+
+
+async def test_to_watch_one_channel_less_loses_nothing_of_the_others(
+    bot: Bot, discord: Discord
+) -> None:
+    discord.add_channel(1, 11)
+    async with bot.running():
+        seen = [await discord.post(channel, map_art(channel)) for channel in (10, 11)]
+        await bot.settled(2)
+    missed = [await discord.post(channel, map_art(50 + channel)) for channel in (10, 11)]
+    discord.add_channel(1, 12)
+    discord.page_gate.clear()
+    discord.page_asked.clear()
+    async with bot.running():
+        await discord.page_asked.wait()
+        await discord.use("config", "watch", {"channel": 12, "on": False}, channel_id=10)
+        discord.page_gate.set()
+        await bot.settled(4)
+    assert await bot.indexed() == {one["id"] for one in (*seen, *missed)}
+
+
+async def test_a_private_thread_that_was_archived_meanwhile_is_caught_up(
+    bot: Bot, discord: Discord
+) -> None:
+    discord.add_thread(1, 31, parent_id=10, kind=PRIVATE_THREAD)
+    discord.channels[10]["permission_overwrites"] = [
+        {"id": BOT_USER["id"], "type": 1, "allow": str(MANAGE_THREADS), "deny": "0"}
+    ]
+    async with bot.running():
+        first = await discord.post(31, map_art(1))
+        await bot.settled(1)
+    missed = await discord.post(31, map_art(2))
+    discord.put_away(31)
+    async with bot.running():
+        await bot.settled(2)
+    assert await bot.indexed() == {first["id"], missed["id"]}

@@ -336,6 +336,13 @@ async def test_a_strangers_address_must_be_public(url: str) -> None:
     assert "private" not in str(raised.value), "it tells what lies in this network"
 
 
+@pytest.mark.parametrize("host", ["2130706433", "127.1", "017700000001", "0", "0177.0.0.1"])
+async def test_figures_in_another_spelling_are_no_name_to_be_looked_up(host: str) -> None:
+    async with Fetcher(max_bytes=1, timeout_s=30) as fetcher:
+        with pytest.raises(RefusedError, match="cannot be reached"):
+            await fetcher.fetch_anywhere(f"http://{host}/a.png")
+
+
 class Names(aiohttp.ThreadedResolver):
     """A name service whose answers are written in the test, in turn."""
 

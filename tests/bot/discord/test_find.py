@@ -2,6 +2,7 @@
 
 import io
 
+import disnake
 import numpy as np
 import pytest
 from disnake.webhook.async_ import async_context
@@ -399,3 +400,21 @@ async def test_nothing_is_kept_of_an_interaction_that_was_answered(
             return not locks  # the bot reads what Discord said to its last words first
 
         await until(gone)
+
+
+async def test_a_404_that_is_not_discords_word_on_the_message_deletes_nothing(
+    bot: Bot, discord: Discord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Response:
+        status, reason = 404, "Not Found"
+
+    async def on_the_way(*_: object) -> None:
+        raise disnake.NotFound(Response(), {"code": 0, "message": "404: Not Found"})  # type: ignore[arg-type]
+
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        monkeypatch.setattr(disnake.http.HTTPClient, "get_message", on_the_way)
+        answer = await discord.use_find(photographed(map_art(1)), member=43, channel_id=10)
+        assert len(answer.links) == 1
+        await bot.settled(1)

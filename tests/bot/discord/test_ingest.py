@@ -333,3 +333,20 @@ async def test_a_fault_of_ours_with_one_picture_stops_no_other(
 )
 def test_a_link_tells_when_it_expires(query: str, expired: bool) -> None:  # noqa: FBT001 (pytest's way)
     assert link_expired("https://cdn.discordapp.com/a.png" + query, now_s=100) is expired
+
+
+async def test_a_picture_that_comes_back_before_it_is_deleted_stays(shop: Workshop) -> None:
+    one = shop.sighting(1, map_art(1))
+    async with opened(shop) as (ingest, queue, archive):
+        async with working(ingest):
+            ingest.add([one])
+            await until_worked_off(queue)
+        # An edit takes it out of its message and another puts it back, while the archive is away.
+        archive.away = True
+        async with working(ingest):
+            ingest.delete(Selection(message_ids=frozenset({"1"})))
+            await archive.reached.wait()
+            ingest.add([one, shop.sighting(2, map_art(2))])
+            archive.away = False
+            await until_worked_off(queue)
+        assert await archive.keys() == ["1", "2"]

@@ -3,14 +3,18 @@
 from bot.settings import BotSettings
 from tests.bot.discord.conftest import Bot, map_art, photographed
 from tests.bot.discord.loopback import (
+    APPLICATION,
     EVERYONE_MAY,
     MANAGE_MESSAGES,
     PRIVATE_THREAD,
+    READ_HISTORY,
     SEND_MESSAGES,
+    VIEW_CHANNEL,
     Answer,
     Discord,
     Json,
 )
+from tests.bot.discord.test_visibility import add_role, overwrite
 
 ALICE, BOB, EVE = 42, 43, 44
 
@@ -367,3 +371,37 @@ async def test_what_was_posted_since_does_not_push_out_what_is_shared(
         await bot.settled(4)
         shared = await press(discord, answer, "Share")
     assert shared.links == answer.links
+
+
+async def test_a_channel_that_only_a_role_opens_is_not_shared(bot: Bot, discord: Discord) -> None:
+    everyone = discord.guilds[1]["roles"][0]
+    everyone["permissions"] = str(EVERYONE_MAY & ~VIEW_CHANNEL)
+    add_role(discord, 5, VIEW_CHANNEL)
+    discord.member_roles[BOB] = [5]
+    discord.guilds[1]["members"][0]["roles"] = ["5"]
+    discord.add_channel(1, 11)
+    discord.channels[10]["permission_overwrites"] = [overwrite(1, allow=VIEW_CHANNEL)]
+    async with bot.running():
+        await discord.post(11, map_art(1))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        assert len(answer.links) == 1
+        shared = await press(discord, answer, "Share")
+    assert shared.content.startswith("Not everybody")
+
+
+async def test_old_posts_are_not_shared_with_people_who_may_not_read_what_was_before(
+    bot: Bot, discord: Discord
+) -> None:
+    discord.channels[10]["permission_overwrites"] = [
+        overwrite(1, deny=READ_HISTORY),
+        overwrite(APPLICATION, allow=READ_HISTORY, member=True),
+        overwrite(BOB, allow=READ_HISTORY, member=True),
+    ]
+    async with bot.running():
+        await discord.post(10, map_art(1))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        assert len(answer.links) == 1
+        shared = await press(discord, answer, "Share")
+    assert shared.content.startswith("Not everybody")

@@ -1,5 +1,7 @@
 """What people want to be forgotten, is, and does not come back."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from bot.archive.port import Selection
@@ -199,3 +201,49 @@ def test_wishes_are_kept_over_restarts_and_by_server(bot: Bot) -> None:
         queue.forget_guild("1")
         assert not wishes.allows(sighting(10)), "the bot may be invited again"
         assert wishes.everyone_out() == {"30"}
+
+
+async def test_forgetting_a_channel_takes_what_was_imported_of_its_threads(
+    bot: Bot, discord: Discord
+) -> None:
+    discord.add_channel(1, 11)
+    discord.add_thread(1, 30, parent_id=11)
+    old = discord.remember(30, map_art(1), sent_at=datetime(2024, 1, 1, tzinfo=UTC))
+    await bot.imports(old, map_art(1))
+    async with bot.running():
+        asked = await discord.use("forget", "channel", {"channel": 11}, channel_id=10)
+        await press(discord, asked, "Forget the channel", member=ADMIN)
+        await bot.settled(0)
+
+
+async def test_a_thread_can_be_forgotten_alone(bot: Bot, discord: Discord) -> None:
+    discord.add_thread(1, 30, parent_id=10)
+    async with bot.running():
+        kept = await discord.post(10, map_art(1))
+        await discord.post(30, map_art(2))
+        await bot.settled(2)
+        asked = await discord.use("forget", "channel", {"channel": 30}, channel_id=10)
+        await press(discord, asked, "Forget the channel", member=ADMIN)
+        await bot.settled(1)
+    assert await bot.indexed() == {kept["id"]}
+
+
+async def test_a_category_is_no_channel_to_forget(bot: Bot, discord: Discord) -> None:
+    discord.add_channel(1, 15, kind=4)
+    async with bot.running():
+        asked = await discord.use("forget", "channel", {"channel": 10}, channel_id=10)
+        forged = asked.buttons()["Forget the channel"]["custom_id"].replace("10", "15")
+        said = await press(discord, asked, "Forget the channel", member=ADMIN, custom_id=forged)
+        assert "no such channel" in said
+
+
+async def test_a_backup_brings_nothing_back_of_who_opted_out(bot: Bot, discord: Discord) -> None:
+    with Queue(bot.settings.queue_file) as queue:
+        Forgotten(queue.db).opt_out(str(ALICE))
+    for author, seed in ((ALICE, 1), (BOB, 2)):
+        old = discord.remember(10, map_art(seed), sent_at=datetime(2024, 1, seed, tzinfo=UTC))
+        old["author"]["id"] = str(author)
+        await bot.imports(old, map_art(seed))
+    async with bot.running():
+        await bot.settled(1)
+    assert await bot.indexed() == {old["id"]}

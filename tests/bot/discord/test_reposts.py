@@ -157,6 +157,16 @@ async def test_where_the_bot_may_not_write_it_says_so(bot: Bot, discord: Discord
     assert said == "The bot lacks **Send Messages** in <#11>."
 
 
+async def test_stats_count_as_searches(bot: Bot, discord: Discord) -> None:
+    bot.settings = bot.settings.model_copy(update={"searches_per_member": 4})
+    async with bot.running():
+        said = [
+            (await discord.use_plain("stats", channel_id=10, member=ALICE)).content
+            for _ in range(3)
+        ]
+    assert ["at once" in one for one in said] == [False, False, True]
+
+
 async def test_stats_tell_only_of_channels_that_the_asker_can_read(
     bot: Bot, discord: Discord
 ) -> None:
@@ -173,3 +183,36 @@ async def test_stats_tell_only_of_channels_that_the_asker_can_read(
         "<#10>: 2",
     ]
     assert "<#11>: 1" in asked[1].content
+
+
+async def test_the_first_of_many_is_the_first_though_ten_are_closer(
+    bot: Bot, discord: Discord, looked_at: "asyncio.Queue[str]"
+) -> None:
+    async with bot.running():
+        first = await discord.post(10, photographed(map_art(1)))
+        await bot.settled(1)
+        for _ in range(10):
+            await discord.post(10, map_art(1))
+        await bot.settled(11)
+        await turn_on(discord)
+        again = await discord.post(10, map_art(1))
+        async with asyncio.timeout(30):
+            while await looked_at.get() != again["id"]:
+                pass
+    (said,) = discord.sent
+    assert said["content"].endswith(link(first))
+
+
+async def test_a_repost_behind_a_spoiler_is_a_repost(
+    bot: Bot, discord: Discord, looked_at: "asyncio.Queue[str]"
+) -> None:
+    async with bot.running():
+        first = await discord.post(10, map_art(1))
+        await bot.settled(1)
+        await turn_on(discord)
+        again = await discord.post(10, map_art(1), spoiler=True)
+        async with asyncio.timeout(30):
+            while await looked_at.get() != again["id"]:
+                pass
+    (said,) = discord.sent
+    assert said["content"].endswith(link(first))

@@ -55,6 +55,7 @@ def test_an_attached_picture(tmp_path: Path) -> None:
         spoiler=True,
         author="Alice",
         channel="map-archive",
+        parent_id="150",
         also="media-1f2e3d4c5b6a7988",
     )
     assert (found.key.message_id, found.key.attachment_id) == (str(FIRST_MESSAGE + 1), "5001")
