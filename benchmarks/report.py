@@ -101,6 +101,11 @@ class Report:
         """Whether any target was missed."""
         return any(target.met is False for target in self.targets)
 
+    @property
+    def subject(self) -> str:
+        """What was measured on what, as the title of a plot."""
+        return f"{self.model_id} on {self.machine.cpu}"
+
     def to_json(self) -> str:
         """The report as JSON; NaN, which JSON does not know, becomes null."""
         document = {

@@ -12,6 +12,7 @@ from benchmarks.cli.shared import (
     app,
     check_outputs,
     check_writable,
+    demand,
     drawn,
     folder_of,
     progress_line,
@@ -60,7 +61,8 @@ def soak(
     )
     with progress_line() as progress:
         report = bench_soak(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)
 
 
 @app.command()
@@ -101,7 +103,8 @@ def chaos(
     )
     with progress_line() as progress:
         report = bench_chaos(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)
 
 
 @app.command()
@@ -129,7 +132,8 @@ def fuzz(
     options = FuzzOptions(model=folder_of(model), minutes=minutes, out=out, seed=seed)
     with progress_line() as progress:
         report = bench_fuzz(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)
 
 
 @app.command()
@@ -169,7 +173,7 @@ def bot(
     if plot is not None:
         from benchmarks.plot import plot_bot
 
-        plot_bot(measured, f"{report.model_id} on {report.machine.cpu}", plot)
+        plot_bot(measured, report.subject, plot)
 
 
 @app.command()
@@ -195,7 +199,8 @@ def crash(
     options = CrashOptions(model=folder_of(model).resolve(), posts=posts, kills=kills, seed=seed)
     with progress_line() as progress:
         report = bench_crash(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)
 
 
 @app.command()
@@ -235,4 +240,5 @@ def outage(
     )
     with progress_line() as progress:
         report = bench_outage(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)

@@ -13,6 +13,7 @@ from benchmarks.cli.shared import (
     app,
     check_outputs,
     check_writable,
+    demand,
     drawn,
     folder_of,
     progress_line,
@@ -67,9 +68,8 @@ def archive(
     if plot is not None:
         from benchmarks.plot import plot_archive
 
-        plot_archive(rows, f"{report.model_id} on {report.machine.cpu}", plot)
-    if report.missed:
-        raise typer.Exit(1)
+        plot_archive(rows, report.subject, plot)
+    demand(report)
 
 
 @app.command()
@@ -122,9 +122,8 @@ def lucene(
     if plot is not None:
         from benchmarks.plot import plot_lucene
 
-        plot_lucene(rows, f"{report.model_id} on {report.machine.cpu}", plot)
-    if report.missed:
-        raise typer.Exit(1)
+        plot_lucene(rows, report.subject, plot)
+    demand(report)
 
 
 @app.command()
@@ -238,4 +237,5 @@ def retrieval(
     )
     with progress_line() as progress:
         report = bench_retrieval(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)

@@ -14,6 +14,7 @@ from benchmarks.cli.shared import (
     app,
     check_outputs,
     check_writable,
+    demand,
     drawn,
     folder_of,
     progress_line,
@@ -84,7 +85,7 @@ def serve(
     if plot is not None:
         from benchmarks.plot import plot_serve
 
-        plot_serve(measured, f"{report.model_id} on {report.machine.cpu}", plot)
+        plot_serve(measured, report.subject, plot)
 
 
 @app.command()
@@ -129,7 +130,7 @@ def peers(
     if plot is not None:
         from benchmarks.plot import plot_peers
 
-        plot_peers(served, f"{report.model_id} on {report.machine.cpu}", plot)
+        plot_peers(served, report.subject, plot)
 
 
 @app.command()
@@ -269,8 +270,7 @@ def gpu(
     with progress_line() as progress:
         report = bench_gpu(options, progress)
     publish(report, None)
-    if report.missed:
-        raise typer.Exit(1)
+    demand(report)
 
 
 @app.command()
@@ -301,4 +301,5 @@ def preprocess(
     )
     with progress_line() as progress:
         report = bench_preprocess(options, progress)
-    publish(report, json, strict=True)
+    publish(report, json)
+    demand(report)

@@ -89,8 +89,8 @@ def progress_line() -> Iterator["Progress"]:
         yield lambda what, done: bar.update(task, description=what, completed=done)
 
 
-def publish(report: "Report", json: Path | None, *, strict: bool = False) -> None:
-    """Prints a report and writes it to a file; if strict, exits with 1 where a target is missed."""
+def publish(report: "Report", json: Path | None) -> None:
+    """Prints a report, and writes it to a file if there is to be one."""
     from rich.console import Console
 
     console = Console()
@@ -98,5 +98,9 @@ def publish(report: "Report", json: Path | None, *, strict: bool = False) -> Non
     report.show(console if console.is_terminal else Console(width=_PIPE_WIDTH))
     if json is not None:
         report.write(json)
-    if strict and report.missed:
+
+
+def demand(report: "Report") -> None:
+    """Exits with 1 where a target is missed; what is known is published before."""
+    if report.missed:
         raise typer.Exit(1)

@@ -163,17 +163,8 @@ def _measure(
                 what = f"{size:,} vectors, quantization {quantization}"
                 found: defaultdict[int, _Found] = defaultdict(_Found)
                 with _running(options, folder, quantization, size, dimensions) as lines:
-                    for line in lines:
-                        kind, _, rest = line.partition(" ")
-                        if kind == "lucene":
-                            told.append(line.strip())
-                        elif kind == "indexed":
-                            progress(f"indexing {what}", (done + int(rest)) / work)
-                        elif kind == "found":
-                            candidates, query, took_ns, *hits = map(int, rest.split())
-                            found[candidates].seconds.append(took_ns / 1e9)
-                            found[candidates].hits[query] = hits
-                            progress(f"searching {what}", (done + size) / work)
+                    for doing, count in _taken_in(lines, found, told, size):
+                        progress(f"{doing} {what}", (done + count) / work)
                 done += size
                 for candidates, one in found.items():
                     recall, reranked = _recalls(one, maps, stored, truth)
@@ -187,6 +178,23 @@ def _measure(
                             reranked=reranked,
                         )
                     )
+
+
+def _taken_in(
+    lines: Iterable[str], found: dict[int, _Found], told: list[str], size: int
+) -> Iterator[tuple[str, int]]:
+    """Takes in the program's lines; gives what it does, and how many vectors that is through."""
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind == "lucene":
+            told.append(line.strip())
+        elif kind == "indexed":
+            yield "indexing", int(rest)
+        elif kind == "found":
+            candidates, query, took_ns, *hits = map(int, rest.split())
+            found[candidates].seconds.append(took_ns / 1e9)
+            found[candidates].hits[query] = hits
+            yield "searching", size
 
 
 @contextmanager

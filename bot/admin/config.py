@@ -147,9 +147,7 @@ class Counts(commands.Cog):
         async def make(guild: disnake.Guild) -> Said:
             guild_id = str(guild.id)
             assert isinstance(inter.author, disnake.Member), "commands are used in guilds only"  # noqa: S101
-            wait = self._limits.admit(member_id=inter.author.id, guild_id=guild.id)
-            if wait is not None:
-                raise RefusalError(wait)
+            self._limits.enter(member_id=inter.author.id, guild_id=guild.id)
             readable = await readable_channels(
                 guild,
                 inter.author,

@@ -7,6 +7,7 @@ from disnake.ext import commands
 
 from bot.admin.preferences import Preferences
 from bot.admin.replies import Said, answer, is_admin
+from bot.answering.visibility import with_threads
 from bot.archive.port import Selection
 from bot.ingest.access import Channel
 from bot.ingest.backfill import Backfill
@@ -256,14 +257,7 @@ class Forget(commands.Cog):
         guild_id = str(guild.id)
         self._backfill.drop(channel_id)
         self._preferences.watch(guild_id, channel_id, on=False)
-        known = {
-            thread.thread_id
-            for thread in self._queue.threads(guild_id)
-            if thread.parent_id == channel_id
-        }
-        # Of what was imported, the queue knows nothing.
-        live = {str(thread.id) for thread in guild.threads if thread.parent_id == place.id}
-        for one in (channel_id, *sorted(known | live)):
+        for one in with_threads(guild, place.id, self._queue.threads(guild_id)):
             self._ingest.delete(Selection(guild_id=guild_id, channel_id=one))
         self._forgotten.posts_in(channel_id, guild_id=guild_id)
         return Said(content=f"<#{channel_id}> is forgotten, and no longer watched.")

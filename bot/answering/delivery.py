@@ -127,7 +127,7 @@ class Delivery:
         try:
             try:
                 asker = _asker(inter)
-                self._admit(asker)
+                self._limits.enter(member_id=asker.member.id, guild_id=asker.guild.id)
             except (RefusalError, BusyError) as error:  # told at once, in one call
                 await inter.response.send_message(in_words(error, reference), ephemeral=True)
                 return _outcome_of(error)
@@ -150,11 +150,6 @@ class Delivery:
         with suppress(disnake.HTTPException, aiohttp.ClientError, OSError):
             await say(words)
         return outcome
-
-    def _admit(self, asker: Asker) -> None:
-        wait = self._limits.admit(member_id=asker.member.id, guild_id=asker.guild.id)
-        if wait is not None:
-            raise RefusalError(wait)
 
 
 def _outcome_of(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from bot.answering.line import BusyError, Line
+from bot.interactions import RefusalError
 
 # A burst is half of what a minute gives.
 _BURST_S = 30.0
@@ -96,6 +97,17 @@ class Limits:
         self._members.take(member_id)
         self._guilds.take(guild_id)
         return None
+
+    def enter(self, *, member_id: int, guild_id: int) -> None:
+        """Counts a search.
+
+        Raises:
+            RefusalError: It has to wait; see `admit`.
+            BusyError: See `admit`.
+        """
+        wait = self.admit(member_id=member_id, guild_id=guild_id)
+        if wait is not None:
+            raise RefusalError(wait)
 
     def turn(self, *, member_id: int, guild_id: int) -> AbstractAsyncContextManager[None]:
         """Waits for a turn; see `Line.turn`."""

@@ -93,6 +93,15 @@ def shareable_channels(
     return frozenset(one for one in readable if is_shareable(int(one)))
 
 
+def with_threads(
+    guild: disnake.Guild, channel_id: int, known_threads: Iterable[KnownThread]
+) -> list[str]:
+    """The ids of a channel and of its threads, those that are live and those that were seen."""
+    threads = _threads(guild, known_threads)
+    own = sorted(one for one, (parent_id, _) in threads.items() if parent_id == channel_id)
+    return [str(one) for one in (channel_id, *own)]
+
+
 def may_write(guild: disnake.Guild, member: disnake.Member, here: int) -> bool:
     """Whether a member may post pictures into a channel or thread themselves."""
     channel = guild.get_channel_or_thread(here)

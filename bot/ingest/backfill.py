@@ -241,11 +241,8 @@ class Backfill:
         guild_id, parent_id = job.place.guild_id, job.place.channel_id
         active = await history.active_threads(self._client, guild_id)
         self._add_threads(job, [place for place in active if place.parent_id == parent_id])
-        for private in (False, True) if access.may_manage_threads(channel) else (False,):
-            async for thread in history.archived_threads(
-                self._client, guild_id=guild_id, parent_id=parent_id, private=private
-            ):
-                self._add_threads(job, [thread.place])
+        async for thread in history.archived_threads(self._client, channel):
+            self._add_threads(job, [thread.place])
 
     def _add_threads(self, job: Job, places: list[Place]) -> None:
         self._jobs.add(places, newest_id=job.newest_id, threads_listed=True, again=True)

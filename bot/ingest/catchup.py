@@ -233,13 +233,8 @@ class CatchUp:
         for channel in access.readable_kinds(guild):
             if not isinstance(channel, access.Parent) or access.missing_for_reading(channel):
                 continue
-            for private in (False, True) if access.may_manage_threads(channel) else (False,):
-                async for thread in history.archived_threads(
-                    self._client, guild_id=str(guild.id), parent_id=str(channel.id), private=private
-                ):
-                    if thread.archived_at < since:
-                        break
-                    await self._channel(guild, thread.place, thread.last_id)
+            async for thread in history.archived_threads(self._client, channel, since=since):
+                await self._channel(guild, thread.place, thread.last_id)
 
 
 def _places(guild: disnake.Guild) -> Iterator[tuple[Place, int | None]]:

@@ -6,6 +6,7 @@ import disnake
 from disnake.ext import commands
 
 from bot.admin.preferences import Preferences
+from bot.answering.visibility import with_threads
 from bot.archive.port import Selection
 from bot.ingest.backfill import Backfill
 from bot.ingest.catchup import CatchUp
@@ -110,15 +111,7 @@ class Watch(commands.Cog):
     async def on_guild_channel_delete(self, channel: disnake.abc.GuildChannel) -> None:
         """Forgets a channel and its threads, for which Discord sends no events of their own."""
         guild_id = str(channel.guild.id)
-        live = {
-            str(thread.id) for thread in channel.guild.threads if thread.parent_id == channel.id
-        }
-        known = {
-            thread.thread_id
-            for thread in self._queue.threads(guild_id)
-            if thread.parent_id == str(channel.id)
-        }
-        for channel_id in (str(channel.id), *sorted(live | known)):
+        for channel_id in with_threads(channel.guild, channel.id, self._queue.threads(guild_id)):
             self._forget_channel(guild_id, channel_id)
 
     @commands.Cog.listener()

@@ -1,6 +1,6 @@
 """Reads what was posted before, page by page, from Discord."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import disnake
 
+from bot.ingest import access
 from bot.pictures import UNKNOWN_CHANNEL, UNKNOWN_MESSAGE, Sighting, in_payload
 
 PAGE = 100
@@ -141,25 +142,38 @@ async def active_threads(client: disnake.Client, guild_id: str) -> list[Place]:
 
 
 async def archived_threads(
-    client: disnake.Client, *, guild_id: str, parent_id: str, private: bool
+    client: disnake.Client, channel: access.Parent, *, since: datetime | None = None
 ) -> AsyncIterator[PutAway]:
-    """The archived threads of a channel, the latest put away first.
+    """The archived threads of a channel, also the private ones where the bot may see them.
+
+    Args:
+        client: Asks Discord.
+        channel: Whose threads.
+        since: Only those that were put away then or later.
 
     Raises:
         HistoryError: Discord does not tell.
     """
-    ask = (
-        client.http.get_private_archived_threads
-        if private
-        else client.http.get_public_archived_threads
-    )
+    kinds = [client.http.get_public_archived_threads]
+    if access.may_manage_threads(channel):
+        kinds.append(client.http.get_private_archived_threads)
+    for ask in kinds:
+        async for one in _archived(ask, channel):
+            if since is not None and one.archived_at < since:
+                break  # the latest come first
+            yield one
+
+
+async def _archived(
+    ask: Callable[..., Awaitable[Any]], channel: access.Parent
+) -> AsyncIterator[PutAway]:
     before: Any = None
     while True:
-        answer = await _asked(ask(int(parent_id), before=before, limit=PAGE))
+        answer = await _asked(ask(channel.id, before=before, limit=PAGE))
         for payload in answer["threads"]:
             before = payload["thread_metadata"]["archive_timestamp"]
             yield PutAway(
-                place=_thread(payload, guild_id),
+                place=_thread(payload, str(channel.guild.id)),
                 archived_at=datetime.fromisoformat(before),
                 last_id=int(payload["last_message_id"]) if payload.get("last_message_id") else None,
             )

@@ -39,7 +39,7 @@ PICTURE_FIELDS = (
 # `mapseek archive migrate --model` says it, and the unique key does not hold for them.
 OURS = {MODEL: {"$type": "string"}}
 UNCLAIMED = {MODEL: {"$exists": False}, VECTOR: {"$exists": True}}
-ARRAYS = {VECTOR: {"$type": "array"}}
+ARRAYS = OURS | {VECTOR: {"$type": "array"}}
 
 INDEXES = [
     IndexModel(
@@ -193,6 +193,15 @@ def picture_of(document: dict[str, Any]) -> Picture:
             f"Document {document.get('_id')} is no picture of mapseek's ({error!r}): delete it, or "
             "name another collection with MAPSEEK_ATLAS_COLLECTION."
         ) from error
+
+
+def readable(document: dict[str, Any]) -> Picture | None:
+    """The picture of a document that also has a vector; None where it is none of a picture."""
+    try:
+        vector_of(document)
+        return picture_of(document)
+    except (ArchiveError, KeyError):
+        return None
 
 
 def picture_key(document: dict[str, Any]) -> PictureKey:

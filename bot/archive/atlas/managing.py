@@ -1,15 +1,14 @@
 """The life of the collection and its search indexes: what `mapseek archive` does to Atlas."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bot.archive.atlas import documents, indexes, ranking
-from bot.archive.atlas.driver import Driver
+from bot.archive.atlas.driver import Document, Driver
 from bot.archive.atlas.indexes import SearchIndex
-from bot.archive.port import ArchiveError, ForbiddenError, Query
+from bot.archive.port import ArchiveError, ForbiddenError, Query, Vector
 from bot.settings import BotSettings
 
 Tell = Callable[[str], None]
@@ -53,6 +52,11 @@ class Health:
     indexes: list[SearchIndex]
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the vectors that are stored."""
+        return sorted({model.dimensions for model in self.models})
 
 
 async def listed(driver: Driver) -> list[SearchIndex]:
@@ -151,17 +155,13 @@ async def _built(driver: Driver, name: str, length: int, *, tell: Tell, wait_s: 
 
 async def _answers(driver: Driver, index: SearchIndex, length: int) -> bool:
     """Whether an index finds a vector that is stored."""
-    for model in await stored(driver):
-        if model.dimensions != length:
-            continue
-        (one,) = await driver.find(documents.of_model(model.id), (documents.VECTOR,), limit=1)
-        embedding = documents.vector_of(one)
-        vector = documents.stored_vector(embedding, length, what=f"document {one['_id']}")
-        query = Query(embedding=embedding, model_id=model.id)
-        return bool(
-            await driver.aggregate(ranking.pipeline(query, vector, index, limit=1, candidates=None))
-        )
-    return False
+    model = next((one for one in await stored(driver) if one.dimensions == length), None)
+    if model is None or (embedding := await _some_vector(driver, model.id)) is None:
+        return False
+    vector = documents.stored_vector(embedding, length, what=f"a document of {model.id}")
+    query = Query(embedding=embedding, model_id=model.id)
+    asked = ranking.pipeline(query, vector, index, limit=1, candidates=None)
+    return bool(await driver.aggregate(asked))
 
 
 async def stored(driver: Driver) -> list[Model]:
@@ -184,13 +184,13 @@ async def inspect(driver: Driver, settings: BotSettings) -> Health:
     health = Health(
         models=await stored(driver),
         unclaimed=await _unclaimed(driver),
-        arrays=await _count(driver, documents.OURS | documents.ARRAYS),
+        arrays=await _count(driver, documents.ARRAYS),
         indexes=[],
     )
     try:
         health.indexes.extend(await listed(driver))
     except ForbiddenError:
-        for length in sorted({model.dimensions for model in health.models}):
+        for length in health.lengths:
             name = indexes.name_for(settings.atlas_index, length)
             health.indexes.append(indexes.assumed(name, length, settings.atlas_quantization))
             health.hints.append(
@@ -207,7 +207,7 @@ def _judge(health: Health, prefix: str) -> None:
             f"{health.unclaimed} documents of the first bot name no model, so they are not found: "
             "run `mapseek archive migrate --model ID` with the id of the model that made them."
         )
-    for length in sorted({model.dimensions for model in health.models}):
+    for length in health.lengths:
         serving = indexes.choose(health.indexes, length, prefix)
         if serving is None:
             health.problems.append(indexes.complaint(health.indexes, length, prefix))
@@ -220,13 +220,12 @@ def _judge(health: Health, prefix: str) -> None:
         )
     if not health.indexes and not health.models:
         health.hints.append("There is no search index yet: run `mapseek archive init`.")
-    needed = {model.dimensions for model in health.models}
     for one in health.indexes:
         if one.dimensions is None:
             health.hints.append(
                 f"{one.name} indexes nothing of mapseek's; small clusters allow few search indexes."
             )
-        elif health.models and one.dimensions not in needed:
+        elif health.models and one.dimensions not in health.lengths:
             health.hints.append(
                 f"{one.name} indexes vectors of {one.dimensions} numbers, and there are none: drop "
                 "it if no such model is coming."
@@ -266,23 +265,29 @@ def _judge_serving(health: Health, serving: SearchIndex, length: int, prefix: st
 
 
 async def _length(driver: Driver, model_id: str) -> int:
+    vector = await _some_vector(driver, model_id)
+    return 0 if vector is None else vector.size
+
+
+async def _some_vector(driver: Driver, model_id: str) -> Vector | None:
     found = await driver.find(documents.of_model(model_id), (documents.VECTOR,), limit=1)
-    return documents.vector_of(found[0]).size if found else 0
+    return documents.vector_of(found[0]) if found else None
 
 
 async def _unclaimed(driver: Driver) -> int:
     """Documents without a model, unless none of them is a picture: `migrate` leaves those alone."""
-    after: dict[str, Any] = {}
-    while page := await driver.find(
-        documents.UNCLAIMED | after, sort=("_id",), limit=_PAGE, patient=True
-    ):
-        for one in page:
-            with suppress(ArchiveError, KeyError):
-                documents.vector_of(one)
-                documents.picture_of(one)
-                return await _count(driver, documents.UNCLAIMED)
-        after = {"_id": {"$gt": page[-1]["_id"]}}
+    async for page in pages(driver, documents.UNCLAIMED):
+        if any(documents.readable(one) for one in page):
+            return await _count(driver, documents.UNCLAIMED)
     return 0
+
+
+async def pages(driver: Driver, where: Mapping[str, Any]) -> AsyncIterator[list[Document]]:
+    """The documents that fit, some at a time; they may be changed meanwhile."""
+    behind: dict[str, Any] = {}
+    while page := await driver.find({**where, **behind}, sort=("_id",), limit=_PAGE, patient=True):
+        behind = {"_id": {"$gt": page[-1]["_id"]}}
+        yield page
 
 
 async def _count(driver: Driver, where: Mapping[str, Any]) -> int:

@@ -17,8 +17,6 @@ from bot.archive.atlas.managing import Tell
 from bot.archive.port import ArchiveError
 from bot.settings import BotSettings
 
-_PAGE = 500
-
 _LINK = re.compile(r"discord(?:app)?\.com/channels/(\d+|@me)/(\d+)/(\d+)")
 _ATTACHMENT = re.compile(r"/attachments/\d+/(\d+)/([^/?#]+)")
 
@@ -72,12 +70,11 @@ async def migrate(
     if model_id is not None:
         await _claim(driver, model_id, done, tell)
     health = await managing.inspect(driver, settings)
-    lengths = sorted({model.dimensions for model in health.models})
-    await managing.init(driver, settings, lengths, tell=tell, wait_s=wait_s)
+    await managing.init(driver, settings, health.lengths, tell=tell, wait_s=wait_s)
     # Only now: the old index is documented to read arrays of doubles.
     await _pack(driver, done, tell)
     for index in health.indexes:
-        if index.legacy and index.dimensions in lengths:
+        if index.legacy and index.dimensions in health.lengths:
             await driver.drop_search_index(index.name)
             done.dropped += 1
             tell(f"The old index {index.name} is dropped.")
@@ -85,9 +82,7 @@ async def migrate(
 
 
 async def _claim(driver: Driver, model_id: str, done: Migrated, tell: Tell) -> None:
-    after: Any = None
-    while page := await _page(driver, documents.UNCLAIMED, after):
-        after = page[-1]["_id"]
+    async for page in managing.pages(driver, documents.UNCLAIMED):
         lacking = {one["_id"]: (one, _lacking(one, model_id)) for one in page}
         messages = {"$in": [one[documents.MESSAGE] for one in page if documents.MESSAGE in one]}
         known = {
@@ -117,9 +112,7 @@ async def _claim(driver: Driver, model_id: str, done: Migrated, tell: Tell) -> N
 
 
 async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
-    after: Any = None
-    while page := await _page(driver, documents.OURS | documents.ARRAYS, after):
-        after = page[-1]["_id"]
+    async for page in managing.pages(driver, documents.ARRAYS):
         writes: list[Write] = []
         for one in page:
             try:
@@ -137,17 +130,10 @@ async def _pack(driver: Driver, done: Migrated, tell: Tell) -> None:
         tell(f"{done.packed} vectors take a third of the room now.")
 
 
-async def _page(driver: Driver, where: dict[str, Any], after: Any) -> list[Document]:
-    behind = {} if after is None else {"_id": {"$gt": after}}
-    return await driver.find(where | behind, sort=("_id",), limit=_PAGE, patient=True)
-
-
 def _lacking(document: Document, model_id: str) -> dict[str, Any] | None:
     """What a document of the first bot lacks; None where it is no picture."""
-    try:
-        documents.vector_of(document)
-        picture = documents.picture_of(document)
-    except (ArchiveError, KeyError):
+    picture = documents.readable(document)
+    if picture is None:
         return None
     link = _LINK.search(picture.message_link)
     file = _ATTACHMENT.search(picture.image_url)

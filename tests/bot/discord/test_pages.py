@@ -373,6 +373,16 @@ async def test_what_was_posted_since_does_not_push_out_what_is_shared(
     assert shared.links == answer.links
 
 
+async def assert_found_and_not_shared(bot: Bot, discord: Discord, *, posted_in: int) -> None:
+    async with bot.running():
+        await discord.post(posted_in, map_art(1))
+        await bot.settled(1)
+        answer = await ask(discord, 1)
+        assert len(answer.links) == 1
+        shared = await press(discord, answer, "Share")
+    assert shared.content.startswith("Not everybody")
+
+
 async def test_a_channel_that_only_a_role_opens_is_not_shared(bot: Bot, discord: Discord) -> None:
     everyone = discord.guilds[1]["roles"][0]
     everyone["permissions"] = str(EVERYONE_MAY & ~VIEW_CHANNEL)
@@ -381,13 +391,7 @@ async def test_a_channel_that_only_a_role_opens_is_not_shared(bot: Bot, discord:
     discord.guilds[1]["members"][0]["roles"] = ["5"]
     discord.add_channel(1, 11)
     discord.channels[10]["permission_overwrites"] = [overwrite(1, allow=VIEW_CHANNEL)]
-    async with bot.running():
-        await discord.post(11, map_art(1))
-        await bot.settled(1)
-        answer = await ask(discord, 1)
-        assert len(answer.links) == 1
-        shared = await press(discord, answer, "Share")
-    assert shared.content.startswith("Not everybody")
+    await assert_found_and_not_shared(bot, discord, posted_in=11)
 
 
 async def test_old_posts_are_not_shared_with_people_who_may_not_read_what_was_before(
@@ -398,10 +402,4 @@ async def test_old_posts_are_not_shared_with_people_who_may_not_read_what_was_be
         overwrite(APPLICATION, allow=READ_HISTORY, member=True),
         overwrite(BOB, allow=READ_HISTORY, member=True),
     ]
-    async with bot.running():
-        await discord.post(10, map_art(1))
-        await bot.settled(1)
-        answer = await ask(discord, 1)
-        assert len(answer.links) == 1
-        shared = await press(discord, answer, "Share")
-    assert shared.content.startswith("Not everybody")
+    await assert_found_and_not_shared(bot, discord, posted_in=10)

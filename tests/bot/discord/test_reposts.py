@@ -42,11 +42,15 @@ async def turn_on(discord: Discord, channel_id: int = 10) -> str:
     return answer.content
 
 
-async def post(discord: Discord, bot: Bot, seen: "asyncio.Queue[str]", seed: int) -> Json:
-    message = await discord.post(10, photographed(map_art(seed)))
+async def until_looked_at(seen: "asyncio.Queue[str]", message: Json) -> None:
     async with asyncio.timeout(30):
         while await seen.get() != message["id"]:
             pass
+
+
+async def post(discord: Discord, bot: Bot, seen: "asyncio.Queue[str]", seed: int) -> Json:
+    message = await discord.post(10, photographed(map_art(seed)))
+    await until_looked_at(seen, message)
     return message
 
 
@@ -196,9 +200,7 @@ async def test_the_first_of_many_is_the_first_though_ten_are_closer(
         await bot.settled(11)
         await turn_on(discord)
         again = await discord.post(10, map_art(1))
-        async with asyncio.timeout(30):
-            while await looked_at.get() != again["id"]:
-                pass
+        await until_looked_at(looked_at, again)
     (said,) = discord.sent
     assert said["content"].endswith(link(first))
 
@@ -211,8 +213,6 @@ async def test_a_repost_behind_a_spoiler_is_a_repost(
         await bot.settled(1)
         await turn_on(discord)
         again = await discord.post(10, map_art(1), spoiler=True)
-        async with asyncio.timeout(30):
-            while await looked_at.get() != again["id"]:
-                pass
+        await until_looked_at(looked_at, again)
     (said,) = discord.sent
     assert said["content"].endswith(link(first))

@@ -49,9 +49,6 @@ class Fault:
     refusal: Refusal | None = None
 
 
-_MAIN = {"queryable": "queryable", "definition": "serving"}
-
-
 class AtlasProxy:
     """Listens on this machine. A context manager; may be stopped and started again."""
 
@@ -250,12 +247,7 @@ class AtlasProxy:
                 self._needs_search("Search Index Management service")
                 name = stage["$listSearchIndexes"].get("name")
                 known = self.indexes[namespace].values()
-                shown = [
-                    {key: value for key, value in one.items() if key != "serving"}
-                    | {"statusDetail": [{"mainIndex": {k: one[v] for k, v in _MAIN.items()}}]}
-                    for one in known
-                    if name in (None, one["name"])
-                ]
+                shown = [_listed(one) for one in known if name in (None, one["name"])]
                 return _cursor(namespace, shown)
         for name, handle in (
             ("createSearchIndexes", self._create),
@@ -356,6 +348,13 @@ class AtlasProxy:
 def refusing(code: int, message: str, name: str = "AtlasError") -> Refusal:
     """Refuses the whole command, as a server does that is full or steps down."""
     return lambda _: {"ok": 0.0, "errmsg": message, "code": code, "codeName": name}
+
+
+def _listed(index: Document) -> Document:
+    """An index as `$listSearchIndexes` tells of it; `serving` is a word of ours."""
+    main = {"queryable": index["queryable"], "definition": index["serving"]}
+    told = {key: value for key, value in index.items() if key != "serving"}
+    return told | {"statusDetail": [{"mainIndex": main}]}
 
 
 def _cursor(namespace: str, documents: list[Document]) -> Document:

@@ -13,7 +13,7 @@ from bot.archive.atlas import AtlasArchive, managing, migrating
 from bot.archive.atlas.driver import Driver
 from bot.archive.port import ArchiveError, PictureKey, Query
 from bot.cli.main import app
-from tests.bot.archive.atlas.proxy import refusing
+from tests.bot.archive.atlas.proxy import Refusal, refusing
 from tests.bot.archive.conftest import MODEL, MakeEntry, unit
 from tests.bot.conftest import Atlas, asked_for, opened
 
@@ -50,6 +50,16 @@ async def filled(atlas: Atlas, database: str, make_entry: MakeEntry) -> None:
 
 def indexes_of(atlas: Atlas, database: str) -> dict[str, Any]:
     return atlas.proxy.indexes[f"{database}.images"]
+
+
+def forbid_search_commands(atlas: Atlas, refused: Refusal) -> None:
+    """As on a cluster that makes search indexes on its page only."""
+
+    def no_listing(command: dict[str, Any]) -> dict[str, Any] | None:
+        return refused(command) if "$listSearchIndexes" in command["pipeline"][0] else None
+
+    atlas.proxy.fail("aggregate", times=1000, refusal=no_listing)
+    atlas.proxy.fail("createSearchIndexes", times=10, refusal=refused)
 
 
 def first_bots_document(number: int, vector: list[float], **fields: Any) -> dict[str, Any]:
@@ -169,13 +179,7 @@ async def test_where_commands_are_not_allowed_init_prints_what_to_type(
     typed: Any, atlas: Atlas, database: str, make_entry: MakeEntry, code: int, words: str
 ) -> None:
     await filled(atlas, database, make_entry)
-    refused = refusing(code, words)
-
-    def no_listing(command: dict[str, Any]) -> dict[str, Any] | None:
-        return refused(command) if "$listSearchIndexes" in command["pipeline"][0] else None
-
-    atlas.proxy.fail("aggregate", times=1000, refusal=no_listing)
-    atlas.proxy.fail("createSearchIndexes", times=10, refusal=refused)
+    forbid_search_commands(atlas, refusing(code, words))
     result = await asyncio.to_thread(typed, "init")
     assert result.exit_code == 1
     page = result.stdout
@@ -194,13 +198,7 @@ async def test_where_commands_are_not_allowed_init_prints_what_to_type(
 async def test_where_commands_are_not_allowed_migrate_prints_what_to_type_and_goes_on(
     typed: Any, atlas: Atlas, first_bots: str
 ) -> None:
-    refused = refusing(59, "no such command")
-
-    def no_listing(command: dict[str, Any]) -> dict[str, Any] | None:
-        return refused(command) if "$listSearchIndexes" in command["pipeline"][0] else None
-
-    atlas.proxy.fail("aggregate", times=1000, refusal=no_listing)
-    atlas.proxy.fail("createSearchIndexes", times=10, refusal=refused)
+    forbid_search_commands(atlas, refusing(59, "no such command"))
     first = await asyncio.to_thread(typed, "migrate", "--model", MODEL)
     assert first.exit_code == 1
     page = first.stdout
