@@ -1,7 +1,7 @@
 """The locator: where in a picture the map is, so that the tower sees the map alone, and upright.
 
 A small convolutional network looks at the whole picture and says where the four corners of the map
-are; a second one looks at what lies there and corrects the first. The map is then drawn upright
+are; a second one looks at what lies there and corrects that, twice. The map is then drawn upright
 from the corners (M. Jaderberg et al., "Spatial Transformer Networks", 2015), by the homography that
 P. Heckbert gives in closed form ("Fundamentals of Texture Mapping and Image Warping", 1989). The
 corners are learnt from views whose geometry is known, not through the sampling.
@@ -10,9 +10,11 @@ It travels with a checkpoint as `locator.safetensors`, whose metadata hold its s
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple, ParamSpec
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +24,16 @@ from torch.nn import functional
 
 from exporter.errors import ExportError, first_line
 
+P = ParamSpec("P")
+
 FILE: Final = "locator.safetensors"
 """Name of the weights in a checkpoint folder. A folder without it is a plain CLIP."""
 
 _MARGIN: Final = 1.3
-"""The correction sees this much of what the first guess enclosed."""
+"""A correction sees this much of what the guess before it enclosed."""
+
+_CORRECTIONS: Final = 2
+"""How often the second network corrects: whoever is far off comes close, then closer."""
 
 _LEAST: Final = 1e-4
 _SHRINK: Final = 0.25
@@ -38,18 +45,38 @@ class LocatorSettings:
     """Sizes of the two networks.
 
     Attributes:
-        image_size: Side in pixels of the square pictures that it reads.
-        first_size: Side to which the first network shrinks them.
+        image_size: Side in pixels of the square pictures that the first network reads.
         second_size: Side of the enclosed part that the second network looks at.
-        widths: Channels at a half, a quarter, an eighth and a sixteenth of the side.
+        first_widths: The first network's channels at a quarter, an eighth, a sixteenth and a
+            thirty-second of the side.
+        second_widths: The second's at a half, a quarter, an eighth and a sixteenth.
+        depths: Residual blocks at each of these scales, in both.
         context: Channels that the coarsest cells tell the finer ones.
     """
 
     image_size: int = 192
-    first_size: int = 96
     second_size: int = 64
-    widths: tuple[int, int, int, int] = (24, 48, 96, 160)
+    first_widths: tuple[int, int, int, int] = (48, 48, 96, 160)
+    second_widths: tuple[int, int, int, int] = (24, 48, 96, 160)
+    depths: tuple[int, int, int, int] = (0, 1, 2, 3)
     context: int = 64
+
+
+class Guess(NamedTuple):
+    """Where the corners may be."""
+
+    corners: Tensor
+    """float32 [N, 4, 2]."""
+
+    opinions: Tensor
+    """float32 [N, cells, 4, 2]: what each cell said, of which the corners are the mean."""
+
+
+class _Stem(NamedTuple):
+    """A network's first convolution."""
+
+    kernel: int
+    stride: int
 
 
 class Locator(nn.Module):
@@ -61,27 +88,31 @@ class Locator(nn.Module):
     def __init__(self, settings: LocatorSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.first = _Regressor(settings.first_size, settings)
-        self.second = _Regressor(settings.second_size, settings)
+        self.first = _Regressor(_Stem(8, 4), settings.image_size, settings.first_widths, settings)
+        self.second = _Regressor(
+            _Stem(3, 2), settings.second_size, settings.second_widths, settings
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Finds the corners."""
-        return self.steps(pixels)[1][0]
+        return self.steps(pixels)[-1].corners
 
     def upright(self, pixels: Tensor, side: int) -> Tensor:
         """Draws the map of each picture upright: float32 [N, 3, side, side] in 0..1."""
         return sample(pixels, homography(self(pixels)), side)
 
-    def steps(self, pixels: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Finds the corners twice, each time with the opinions [N, cells, 4, 2] behind them."""
-        small = functional.avg_pool2d(pixels, self.settings.image_size // self.settings.first_size)
-        guess, opinions = self.first(small)
-        # No gradient through the sampling: each network learns from its own corners alone.
-        around = homography(guess.detach()) @ pixels.new_tensor([_MARGIN, _MARGIN, 1.0]).diag()
-        moved, second_opinions = self.second(sample(pixels, around, self.settings.second_size))
-        cells = second_opinions.shape[1]
-        seen = apply(around, second_opinions.flatten(1, 2)).unflatten(1, (cells, 4))
-        return (guess, opinions), (apply(around, moved), seen)
+    def steps(self, pixels: Tensor) -> list[Guess]:
+        """Finds the corners, each guess better than the one before."""
+        guesses = [self.first(pixels)]
+        for _ in range(_CORRECTIONS):
+            # No gradient through the sampling: every guess learns from its own corners alone.
+            before = guesses[-1].corners.detach()
+            around = homography(before) * pixels.new_tensor([_MARGIN, _MARGIN, 1.0])
+            found = self.second(sample(pixels, around, self.settings.second_size))
+            cells = found.opinions.shape[1]
+            opinions = apply(around, found.opinions.flatten(1, 2)).unflatten(1, (cells, 4))
+            guesses.append(Guess(apply(around, found.corners), opinions))
+        return guesses
 
 
 class _Regressor(nn.Module):
@@ -93,40 +124,41 @@ class _Regressor(nn.Module):
 
     cells: Tensor
 
-    def __init__(self, side: int, settings: LocatorSettings) -> None:
+    def __init__(
+        self, stem: _Stem, side: int, widths: tuple[int, int, int, int], settings: LocatorSettings
+    ) -> None:
         super().__init__()
-        *early, deep, deepest = settings.widths
+        *early, deepest = widths
+        *depths, last = settings.depths
         layers: list[nn.Module] = []
-        channels = 3
-        for depth, width in enumerate([*early, deep]):
-            layers.append(_convolution(channels, width, stride=2))
-            if depth:
-                layers.append(_Residual(width))
-            channels = width
+        channels, kernel, stride = 3, *stem
+        for width, depth in zip(early, depths, strict=True):
+            layers.append(_convolution(channels, width, kernel=kernel, stride=stride))
+            layers.extend(_Residual(width) for _ in range(depth))
+            channels, kernel, stride = width, 3, 2
         self.near = nn.Sequential(*layers)
         self.far = nn.Sequential(
-            _convolution(deep, deepest, stride=2),
-            _Residual(deepest),
-            _Residual(deepest),
+            _convolution(channels, deepest, stride=2),
+            *(_Residual(deepest) for _ in range(last)),
             _convolution(deepest, settings.context, kernel=1),
         )
         self.votes = nn.Sequential(
-            _convolution(deep + settings.context, settings.context),
+            _convolution(channels + settings.context, settings.context),
             nn.Conv2d(settings.context, 12, 1),
         )
-        count = side // 2 ** len(early) // 2
+        count = side // stem.stride // 4
         at = (torch.arange(count) + 0.5) * (2 / count) - 1
         y, x = torch.meshgrid(at, at, indexing="ij")
         self.register_buffer("cells", torch.stack([x, y], -1).view(1, -1, 1, 2), persistent=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the corners [N, 4, 2], and every cell's opinion of them [N, cells, 4, 2]."""
+    def forward(self, pixels: Tensor) -> Guess:
+        """Says where the corners are."""
         near = self.near(pixels * 2 - 1)
         far = functional.interpolate(self.far(near), scale_factor=2.0, mode="nearest")
         said = self.votes(torch.cat([near, far], 1)).float().flatten(2).transpose(1, 2)
         opinions = said[..., :8].unflatten(-1, (4, 2)) + self.cells
         sure = said[..., 8:].softmax(1)
-        return (opinions * sure[..., None]).sum(1), opinions
+        return Guess((opinions * sure[..., None]).sum(1), opinions)
 
 
 class _Residual(nn.Module):
@@ -143,7 +175,7 @@ class _Residual(nn.Module):
 
 def _convolution(channels: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False),
+        nn.Conv2d(channels, width, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
@@ -154,6 +186,19 @@ def unit_corners(like: Tensor) -> Tensor:
     return like.new_tensor([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]).float()
 
 
+def _exactly(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """In float32 even where training computes in bfloat16, which moves a corner by half a pixel."""
+
+    @wraps(function)
+    def exact(*values: P.args, **named: P.kwargs) -> Tensor:
+        device = next(value.device.type for value in values if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*values, **named)
+
+    return exact
+
+
+@_exactly
 def homography(corners: Tensor) -> Tensor:
     """From the square -1..1 to quadrilaterals: [N, 4, 2] to [N, 3, 3]."""
     upper_left, upper_right, lower_right, lower_left = corners.unbind(1)
@@ -177,12 +222,14 @@ def _cross(first: Tensor, second: Tensor) -> Tensor:
     return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
 
 
+@_exactly
 def apply(matrices: Tensor, points: Tensor) -> Tensor:
     """Move points, [N, P, 2] or [P, 2], by homographies [N, 3, 3]."""
     moved = points @ matrices[:, :, :2].transpose(1, 2) + matrices[:, None, :, 2]
     return moved[..., :2] / moved[..., 2:].clamp(min=0.05)
 
 
+@_exactly
 def sample(pixels: Tensor, matrices: Tensor, side: int) -> Tensor:
     """Draw what a homography's square encloses: [N, 3, side, side]; grey where nothing is."""
     at = (torch.arange(side, device=pixels.device, dtype=torch.float32) + 0.5) * (2 / side) - 1
@@ -213,8 +260,11 @@ def load(folder: Path) -> Locator | None:
         with safe_open(path, "pt") as file:
             values = json.loads((file.metadata() or {})["settings"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        values["widths"] = tuple(values["widths"])
-        locator = Locator(LocatorSettings(**values))
+        sizes: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        locator = Locator(LocatorSettings(**sizes))
         locator.load_state_dict(weights)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"{path} is no locator: {first_line(error)}") from error

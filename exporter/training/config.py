@@ -36,10 +36,19 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """Weights of the tower's losses beside InfoNCE, whose weight is 1; see `losses`."""
+    """What the tower learns; see `losses`.
+
+    Attributes:
+        koleo: Weight of the entropy, where InfoNCE's is 1.
+        picture: Weight of the picture that the embedding has to remember.
+        temperature: To begin with; it is learnt.
+        jitter: How far corners are moved at random, as a fraction of the map's size: on pictures
+            that it never saw, the locator errs more than on those that it learnt from.
+    """
 
     koleo: float = 0.05
     picture: float = 1.0
+    jitter: float = 0.0
     temperature: float = 0.07
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,17 +17,17 @@ FARTHEST = 1.6
 
 
 class LocatorLosses(NamedTuple):
-    """Scalars of one batch of the locator."""
+    """Scalars of one batch of the locator; distances are relative to the map's size."""
 
     total: Tensor
     first: Tensor
-    """Mean distance of the first network's corners, where the picture is 2 wide."""
+    """Mean distance of the first network's corners."""
 
-    second: Tensor
-    """The same after the second network's correction."""
+    last: Tensor
+    """The same after all corrections."""
 
     cells: Tensor
-    """The same for the opinions of single cells, both networks': a denser thing to learn from."""
+    """The same for the opinions of single cells, all guesses': a denser thing to learn from."""
 
 
 class TowerLosses(NamedTuple):
@@ -79,12 +80,17 @@ def koleo(embeddings: Tensor) -> Tensor:
 
 
 def corner_loss(found: Tensor, truth: Tensor) -> Tensor:
-    """Mean distance between corners (..., 4, 2).
+    """Mean distance between corners (..., 4, 2), relative to the map's size.
 
-    Nobody can tell how far out of the picture a corner is, so the truth ends there.
+    Nobody can tell how far out of the picture a corner is, so the truth ends there. What is off by
+    the width of a small map is lost, what is off as much on a large one is nearly right; so the
+    distance is divided by the size of the map, 1 where it fills the picture, and never by less
+    than a quarter.
     """
-    offset = found - truth.clamp(-FARTHEST, FARTHEST)
-    return (offset.square().sum(-1) + 1e-6).sqrt().mean()
+    truth = truth.clamp(-FARTHEST, FARTHEST)
+    reach = (truth - truth.mean(-2, keepdim=True)).norm(dim=-1).mean(-1, keepdim=True)
+    distance = ((found - truth).square().sum(-1) + 1e-6).sqrt()
+    return (distance / (0.25 + 0.75 * reach / math.sqrt(2))).mean()
 
 
 def tower_loss(

@@ -23,6 +23,10 @@ STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's standard deviation of RGB in 0..1."""
 
 
+ATTENTION: Final = "eager"
+"""torch's fused attention takes half of a step on a CPU: its gradient is slow for few tokens."""
+
+
 class Encoded(NamedTuple):
     """What the network says about a batch of upright maps."""
 
@@ -46,7 +50,8 @@ def build_tower(settings: ModelSettings) -> CLIPVisionModelWithProjection:
                 "intermediate_size": settings.mlp_size,
                 "projection_dim": settings.dimensions,
                 "hidden_act": "gelu",
-            }
+            },
+            attn_implementation=ATTENTION,
         )
     )
 

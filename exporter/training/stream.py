@@ -35,6 +35,7 @@ _AHEAD: Final = 16
 """Chunks in flight: several steps' worth, so that a slow chunk starves nobody."""
 
 _VIEWS_SEED: Final = 0x7669_6577
+_BORDER_SEED: Final = 0x626F_7264
 
 
 class Examples(NamedTuple):
@@ -69,6 +70,9 @@ class Source:
     sibling_share: float = 0.25
     """Fraction of odd items that are crops or recolourings of the item before: hard negatives."""
 
+    border_share: float = 0.2
+    """Fraction of the pictures with a painted border; siblings of such may differ inside only."""
+
     side: int = 192
     """Pixels along a view."""
 
@@ -82,23 +86,64 @@ class Source:
 def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     """Draw item ``index`` at full size: (128 * rows, 128 * columns, 3), map colours only."""
     rng = np.random.default_rng([source.seed, index])
-    if index % 2 and rng.random() < source.sibling_share:
-        # The same numbers as when the even item was drawn, hence the same picture.
-        picture = _picture(source, index - 1, np.random.default_rng([source.seed, index - 1]))
+    sibling = bool(index % 2 and rng.random() < source.sibling_share)
+    first = index - 1 if sibling else index
+    # The same numbers as when the even item was drawn, hence the same shape, picture and border.
+    shared = np.random.default_rng([source.seed, first]) if sibling else rng
+    border = np.random.default_rng([source.seed, first, _BORDER_SEED])
+    has_border = border.random() < source.border_share
+    shape = mapart.random_shape(shared)
+    # Two of a series have a border in common and nothing else.
+    series = sibling and has_border and rng.random() < 0.5
+    picture = _picture(source, index if series else first, rng if series else shared, shape)
+    if has_border:
+        picture = _paint_border(border, picture)
+    if sibling and not series:
         picture = _variant(rng, picture)
-    else:
-        picture = _picture(source, index, rng)
     return mapart.quantise(picture, *mapart.random_style(rng))
 
 
-def _picture(source: Source, index: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _paint_border(
+    rng: np.random.Generator, picture: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Paint bands around a picture, perhaps with a title: they are part of the map."""
+    picture = picture.copy()
+    height, width = picture.shape[:2]
+    bands = int(rng.integers(1, 4))
+    edges = np.sort(rng.uniform(0.01, 0.16, bands))[::-1] * min(height, width)
+    # From the widest to the narrowest: each leaves what is inside of it, and none covers all.
+    for number, edge in enumerate(edges):
+        out = max(1, round(edge))
+        colour = rng.integers(0, 256, 3)
+        if number == 0:
+            small = (width - 2 * out, height - 2 * out)
+            inside = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+            picture[:] = colour
+            picture[out:-out, out:-out] = inside
+        else:
+            for part in (np.s_[:out], np.s_[-out:], np.s_[:, :out], np.s_[:, -out:]):
+                picture[part] = colour
+    if rng.random() < 0.5:
+        letters = "".join(chr(code) for code in rng.integers(65, 91, int(rng.integers(1, 7))))
+        size = rng.uniform(0.3, 0.7) * min(height, width) / mapart.MAP_SIDE
+        at = (int(rng.uniform(0.05, 0.6) * width), height - max(1, round(edges[0] * 0.2)))
+        tone = tuple(int(level) for level in rng.integers(0, 256, 3))
+        cv2.putText(picture, letters, at, cv2.FONT_HERSHEY_SIMPLEX, size, tone, 1)
+    return picture
+
+
+def _picture(
+    source: Source, index: int, rng: np.random.Generator, shape: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
     """Draw the picture of an item before it becomes a map, at its wall's size."""
-    shape = mapart.random_shape(rng)
     size = (shape[0] * mapart.MAP_SIDE, shape[1] * mapart.MAP_SIDE)
     if not source.corpora or rng.random() >= source.corpus_share:
         # Streams with different seeds must not share pictures: validation relies on it.
         return art.draw(source.seed * 1_000_000_007 + index, size)
-    pictures = corpus.load(source.corpora[int(rng.integers(len(source.corpora)))])
+    # Large corpora are drawn from more often, though less than their size would have it.
+    corpora = [corpus.load(path) for path in source.corpora]
+    weights = np.sqrt([len(pictures) for pictures in corpora])
+    pictures = corpora[int(rng.choice(len(corpora), p=weights / weights.sum()))]
     low, high = (round(edge * len(pictures)) for edge in source.corpus_part)
     chosen = Image.fromarray(pictures[int(rng.integers(low, high))])
     if rng.random() < 0.5:
@@ -176,7 +221,7 @@ def _be_nice() -> None:
     """Let the training process have the cores first, and decide what Ctrl-C means."""
     # A terminal sends it to every process; a worker that ends of it breaks the whole pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(5)
+    os.nice(19)
 
 
 class Window:

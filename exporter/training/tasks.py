@@ -18,7 +18,7 @@ from exporter.locator import Locator, LocatorSettings
 from exporter.training import validate
 from exporter.training.config import Settings
 from exporter.training.losses import LocatorLosses, TowerLosses, corner_loss, tower_loss
-from exporter.training.model import Network, build_tower, save_folder
+from exporter.training.model import ATTENTION, Network, build_tower, save_folder
 
 
 class Batch(NamedTuple):
@@ -80,10 +80,15 @@ class LocatorTask:
     def losses(self, batch: Batch) -> LocatorLosses:
         """How far off the corners are."""
         truth = batch.corners.flatten(0, 1)
-        (first, opinions), (second, later) = self.module.steps(batch.pixels.flatten(0, 1))
-        losses = corner_loss(first, truth), corner_loss(second, truth)
-        cells = corner_loss(opinions, truth[:, None]) + corner_loss(later, truth[:, None])
-        return LocatorLosses(losses[0] + losses[1] + 0.25 * cells, *losses, cells)
+        # Convolutions on a CPU are a tenth faster this way round.
+        pixels = batch.pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        guesses = self.module.steps(pixels)
+        distances = [corner_loss(guess.corners, truth) for guess in guesses]
+        cells = sum(
+            (corner_loss(guess.opinions, truth[:, None]) for guess in guesses), truth.new_zeros(())
+        )
+        total = torch.stack(distances).sum() + 0.25 * cells
+        return LocatorLosses(total, distances[0], distances[-1], cells)
 
     def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
         """Recall with the tower as it is."""
@@ -118,7 +123,10 @@ class TowerTask:
         """Whether views of the same map lie together and others do not."""
         count, side = len(batch.pixels), self.module.tower.config.image_size
         with torch.no_grad():
-            maps = self._finder.upright(batch.pixels.flatten(0, 1), side)
+            pixels = batch.pixels.flatten(0, 1)
+            corners = self._finder(pixels.contiguous(memory_format=torch.channels_last))
+            moved = move(corners, self._weights.jitter)
+            maps = locator.sample(pixels, locator.homography(moved), side)
         said = self.module(maps)
         archive, query = (
             type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))
@@ -135,6 +143,14 @@ class TowerTask:
         save_folder(self.average, self._finder, folder)
 
 
+def move(corners: Tensor, jitter: float) -> Tensor:
+    """Move corners (n, 4, 2) at random, mostly a little, at times by more than this share."""
+    middle = corners.mean(1, keepdim=True)
+    reach = (corners - middle).norm(dim=-1).mean(1)[:, None, None]
+    strength = jitter * torch.randn_like(reach).abs()
+    return corners + torch.randn_like(corners) * strength * reach
+
+
 TASKS: dict[str, type[LocatorTask | TowerTask]] = {"locator": LocatorTask, "tower": TowerTask}
 
 
@@ -143,7 +159,7 @@ def _tower(settings: Settings, start: Path | None) -> CLIPVisionModelWithProject
     fresh = build_tower(settings.model)
     if start is None:
         return fresh
-    found = CLIPVisionModelWithProjection.from_pretrained(start)
+    found = CLIPVisionModelWithProjection.from_pretrained(start, attn_implementation=ATTENTION)
     same = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "projection_dim")
     if any(getattr(found.config, name) != getattr(fresh.config, name) for name in same):
         return fresh

@@ -127,6 +127,7 @@ class Trainer:
             # At step n the window is n steps along, which is where a resumed run builds it.
             self.window.advance()
         with clock("network"):
+            torch.manual_seed(settings.seed * 1_000_003 + step)
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate(settings.optimiser, self.progress.fraction)
             with torch.autocast(self.device.type, torch.bfloat16, settings.optimiser.bf16):

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ from inference.artifact import Artifact
 pytestmark = pytest.mark.exporter
 
 SMALL = LocatorSettings(
-    image_size=64, first_size=32, second_size=32, widths=(4, 4, 4, 4), context=4
+    image_size=64,
+    second_size=32,
+    first_widths=(4, 4, 4, 4),
+    second_widths=(4, 4, 4, 4),
+    depths=(0, 1, 0, 1),
+    context=4,
 )
 
 
@@ -77,6 +83,28 @@ def test_sampling_beyond_the_picture_gives_grey() -> None:
     drawn = locator.sample(torch.zeros(1, 3, 8, 8), locator.homography(away), 4)
 
     assert torch.equal(drawn, torch.full_like(drawn, 0.5))
+
+
+def test_half_precision_moves_no_corner() -> None:
+    pixels, matrices = torch.rand(4, 3, 64, 64), locator.homography(quadrilaterals(4))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = locator.sample(pixels, matrices, 32)
+
+    assert torch.equal(drawn, locator.sample(pixels, matrices, 32))
+
+
+def test_every_guess_but_the_first_looks_where_the_one_before_pointed() -> None:
+    made, pixels = lively(), torch.rand(2, 3, 64, 64)
+
+    guesses = made.steps(pixels)
+
+    assert len(guesses) == 3
+    assert torch.equal(guesses[-1].corners, made(pixels))
+    for before, after in pairwise(guesses):
+        around = locator.homography(before.corners) * torch.tensor([1.3, 1.3, 1.0])
+        seen = made.second(locator.sample(pixels, around, 32)).corners
+        assert torch.allclose(locator.apply(around, seen), after.corners)
 
 
 def test_it_survives_a_folder(tmp_path: Path) -> None:

@@ -38,11 +38,21 @@ def test_a_resumed_window_is_the_one_that_was_left() -> None:
 
 
 def test_siblings_are_drawn_together_and_differ() -> None:
-    source = Source(seed=3, sibling_share=1.0)
-    for even in (0, 2):
-        one, other = stream.wall(source, even), stream.wall(source, even + 1)
-        assert one.shape == other.shape
-        assert not np.array_equal(one, other)
+    for border_share in (0.0, 1.0):
+        source = Source(seed=3, sibling_share=1.0, border_share=border_share)
+        for even in (0, 2, 4, 6):
+            one, other = stream.wall(source, even), stream.wall(source, even + 1)
+            assert one.shape == other.shape
+            assert not np.array_equal(one, other)
+
+
+def test_a_border_is_painted_inside_the_map() -> None:
+    bare, bordered = (stream.wall(Source(seed=3, border_share=share), 0) for share in (0.0, 1.0))
+
+    assert bare.shape == bordered.shape
+    for edge in (bordered[0], bordered[:, -1]):
+        # One colour, but for what dithering and the shades of stairs make of it.
+        assert edge.std(axis=0).max() < bare.std(axis=(0, 1)).max()
 
 
 def test_streams_of_different_seeds_share_no_pictures() -> None:
@@ -102,7 +112,8 @@ def test_training_never_sees_the_held_out_part_of_a_corpus(cache: Path) -> None:
     pictures = corpus.load(cache)
     source = Source(seed=1, corpora=(cache,), corpus_share=1.0, corpus_part=(0.0, 0.9))
     brightest = [
-        stream._picture(source, index, np.random.default_rng(index)).max() for index in range(40)
+        stream._picture(source, index, np.random.default_rng(index), (1, 1)).max()
+        for index in range(40)
     ]
 
     # The tenth picture is brighter than all others; interpolation may overshoot a little.
