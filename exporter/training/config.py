@@ -42,12 +42,15 @@ class LossSettings:
         koleo: Weight of the entropy, where InfoNCE's is 1.
         picture: Weight of the picture that the embedding has to remember.
         temperature: To begin with; it is learnt.
+        drop: Share of patches that the tower is not shown, but for the last quarter of a run: it
+            learns faster, and that something may cover a map (FLIP, Y. Li et al., CVPR 2023).
         jitter: How far corners are moved at random, as a fraction of the map's size: on pictures
             that it never saw, the locator errs more than on those that it learnt from.
     """
 
     koleo: float = 0.05
     picture: float = 1.0
+    drop: float = 0.0
     jitter: float = 0.0
     temperature: float = 0.07
 

@@ -79,11 +79,31 @@ class Network(nn.Module):
         """Bring RGB in 0..1 to CLIP's units."""
         return (pixels - self.mean) / self.std
 
-    def forward(self, pixels: Tensor) -> Encoded:
-        """Encode upright maps, ``float32`` (n, 3, side, side) in 0..1."""
-        embeddings = self.tower(pixel_values=self.normalise(pixels)).image_embeds.float()
+    def forward(self, pixels: Tensor, drop: float = 0.0) -> Encoded:
+        """Encode upright maps, ``float32`` (n, 3, side, side) in 0..1.
+
+        Args:
+            pixels: The maps.
+            drop: The share of patches that the tower is not shown, others for each map.
+        """
+        vision = self.tower.vision_model
+        hidden = vision.pre_layrnorm(vision.embeddings(self.normalise(pixels)))
+        if drop:
+            hidden = _some(hidden, 1 - drop)
+        hidden = vision.encoder(inputs_embeds=hidden).last_hidden_state
+        pooled = vision.post_layernorm(hidden[:, 0])
+        embeddings = self.tower.visual_projection(pooled).float()
         pictures = self.picture_head(embeddings).float()
         return Encoded(embeddings, pictures.view(-1, 3, SMALL_SIDE, SMALL_SIDE))
+
+
+def _some(tokens: Tensor, share: float) -> Tensor:
+    """Keep the first token, and a share of the others at random: (n, t, c) to (n, k, c)."""
+    count, patches = tokens.shape[0], tokens.shape[1] - 1
+    ranks = torch.rand(count, patches, device=tokens.device)
+    chosen = ranks.topk(max(1, round(share * patches)), dim=1).indices + 1
+    kept = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def save_folder(tower: CLIPVisionModelWithProjection, finder: Locator | None, folder: Path) -> None:

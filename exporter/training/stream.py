@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +36,10 @@ _AHEAD: Final = 16
 
 _VIEWS_SEED: Final = 0x7669_6577
 _BORDER_SEED: Final = 0x626F_7264
+
+
+Pixels = npt.NDArray[np.uint8]
+Corners = npt.NDArray[np.float32]
 
 
 class Examples(NamedTuple):
@@ -233,14 +237,23 @@ class Window:
         refresh: New items a step; even. Every item is sampled about ``batch / refresh`` times.
         step: Where to start, for a run that resumes.
         workers: Drawing processes; 0 draws in this process.
+        corners: Decides a new item's corners from its pixels and where they were drawn.
     """
 
     def __init__(
-        self, source: Source, size: int, refresh: int, *, step: int = 0, workers: int = 1
+        self,
+        source: Source,
+        size: int,
+        refresh: int,
+        *,
+        step: int = 0,
+        workers: int = 1,
+        corners: Callable[[Pixels, Corners], Corners] = lambda _pixels, drawn: drawn,
     ) -> None:
         if size % 2 or refresh % 2:
             raise ValueError("The window's size and refresh must be even: siblings stay together.")
         self._source = source
+        self._corners = corners
         self._size = size
         self._refresh = refresh
         # Divides both, so that chunks end exactly where windows end and never overwrite an item
@@ -307,7 +320,7 @@ class Window:
             drawn = self._ahead.popleft().result()
             slots = (self._received + np.arange(len(drawn.small))) % self._size
             self._ring.pixels[slots] = drawn.pixels
-            self._ring.corners[slots] = drawn.corners
+            self._ring.corners[slots] = self._corners(drawn.pixels, drawn.corners)
             self._ring.small[slots] = drawn.small
             self._received += len(drawn.small)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ from exporter.training import validate
 from exporter.training.config import Settings
 from exporter.training.losses import LocatorLosses, TowerLosses, corner_loss, tower_loss
 from exporter.training.model import ATTENTION, Network, build_tower, save_folder
+from exporter.training.stream import Corners, Pixels
+
+_BATCH: Final = 64
+"""Views that the locator reads at once, where the tower learns behind it."""
+
+_DROPS_UNTIL: Final = 0.75
+"""From here on in a run the tower sees all patches, as it will when it is used."""
 
 
 class Batch(NamedTuple):
@@ -28,7 +35,7 @@ class Batch(NamedTuple):
     """``float32`` (n, 2, 3, side, side) in 0..1: as posted, and to search with."""
 
     corners: Tensor
-    """``float32`` (n, 2, 4, 2)."""
+    """``float32`` (n, 2, 4, 2), as `Task.corners` has it."""
 
     small: Tensor
     """``float32`` (n, 3, 16, 16) in 0..1."""
@@ -50,8 +57,17 @@ class Task(Protocol):
         """The part of the module that `average` follows."""
         ...
 
-    def losses(self, batch: Batch) -> LocatorLosses | TowerLosses:
-        """Scalars of one batch, ``total`` first."""
+    def corners(self, pixels: Pixels, drawn: Corners) -> Corners:
+        """Decide which corners of new views to learn with.
+
+        Args:
+            pixels: ``uint8`` (n, views, side, side, 3).
+            drawn: Where they are, ``float32`` (n, views, 4, 2).
+        """
+        ...
+
+    def losses(self, batch: Batch, fraction: float) -> LocatorLosses | TowerLosses:
+        """Scalars of one batch, ``total`` first; ``fraction`` of the run is over."""
         ...
 
     def validate(self, pictures: validate.ValidationSet) -> dict[str, float]:
@@ -77,7 +93,11 @@ class LocatorTask:
         """All of it."""
         return self.module
 
-    def losses(self, batch: Batch) -> LocatorLosses:
+    def corners(self, pixels: Pixels, drawn: Corners) -> Corners:  # noqa: ARG002
+        """Where they are."""
+        return drawn
+
+    def losses(self, batch: Batch, fraction: float) -> LocatorLosses:  # noqa: ARG002
         """How far off the corners are."""
         truth = batch.corners.flatten(0, 1)
         # Convolutions on a CPU are a tenth faster this way round.
@@ -110,6 +130,7 @@ class TowerTask:
             )
         self._finder = finder.to(device).requires_grad_(requires_grad=False)
         self._weights = settings.loss
+        self._bf16 = settings.optimiser.bf16
         tower = _tower(settings, start)
         self.module = Network(tower, settings.loss.temperature).to(device).train()
         self.average = deepcopy(self.module.tower).requires_grad_(requires_grad=False).eval()
@@ -119,15 +140,21 @@ class TowerTask:
         """The tower without the training head."""
         return self.module.tower
 
-    def losses(self, batch: Batch) -> TowerLosses:
+    def corners(self, pixels: Pixels, drawn: Corners) -> Corners:  # noqa: ARG002
+        """Where the locator finds them, which is as often as not elsewhere."""
+        device = next(self._finder.parameters()).device
+        views = torch.from_numpy(pixels).to(device).flatten(0, 1).permute(0, 3, 1, 2)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, self._bf16):
+            found = [self._finder(part.float() / 255) for part in views.split(_BATCH)]
+        corners: Corners = torch.cat(found).unflatten(0, pixels.shape[:2]).cpu().numpy()
+        return corners
+
+    def losses(self, batch: Batch, fraction: float) -> TowerLosses:
         """Whether views of the same map lie together and others do not."""
         count, side = len(batch.pixels), self.module.tower.config.image_size
-        with torch.no_grad():
-            pixels = batch.pixels.flatten(0, 1)
-            corners = self._finder(pixels.contiguous(memory_format=torch.channels_last))
-            moved = move(corners, self._weights.jitter)
-            maps = locator.sample(pixels, locator.homography(moved), side)
-        said = self.module(maps)
+        moved = move(batch.corners.flatten(0, 1), self._weights.jitter)
+        maps = locator.sample(batch.pixels.flatten(0, 1), locator.homography(moved), side)
+        said = self.module(maps, self._weights.drop if fraction < _DROPS_UNTIL else 0.0)
         archive, query = (
             type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))
             for which in (0, 1)

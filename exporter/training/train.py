@@ -86,8 +86,9 @@ class Trainer:
             sibling_share=data.sibling_share, queries=data.queries, lean=data.lean,
         )  # fmt: skip
         self.window = Window(
-            source, data.window, data.refresh, step=self.progress.step, workers=data.workers
-        )
+            source, data.window, data.refresh, step=self.progress.step, workers=data.workers,
+            corners=self.task.corners,
+        )  # fmt: skip
         self.pictures = None
         if inputs.validation is not None:
             self.pictures = validate.ValidationSet.load(inputs.validation)
@@ -131,7 +132,7 @@ class Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate(settings.optimiser, self.progress.fraction)
             with torch.autocast(self.device.type, torch.bfloat16, settings.optimiser.bf16):
-                losses = self.task.losses(batch)
+                losses = self.task.losses(batch, self.progress.fraction)
             self.optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(losses.total)
             torch.nn.utils.clip_grad_norm_(self.task.module.parameters(), settings.optimiser.clip)

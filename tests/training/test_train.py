@@ -25,12 +25,14 @@ from exporter.locator import Locator, LocatorSettings
 from exporter.training import losses, train, validate
 from exporter.training.config import (
     DataSettings,
+    LossSettings,
     ModelSettings,
     OptimiserSettings,
     ScheduleSettings,
     Settings,
 )
-from exporter.training.model import build_tower, save_folder
+from exporter.training.model import Network, build_tower, save_folder
+from exporter.training.tasks import move
 from exporter.training.train import Inputs, Trainer
 
 pytestmark = pytest.mark.exporter
@@ -41,6 +43,7 @@ TINY = Settings(
         image_size=32, patch_size=8, hidden_size=32, layers=1, heads=2, mlp_size=64, dimensions=32
     ),
     data=DataSettings(window=16, refresh=4, queries=1, workers=0),
+    loss=LossSettings(picture=1.0, drop=0.4, jitter=0.03),
     optimiser=OptimiserSettings(batch=16, learning_rate=3e-3, bf16=False),
     schedule=ScheduleSettings(steps=12, log_every=2),
 )
@@ -220,3 +223,43 @@ def test_recall_counts_what_is_found(tmp_path: Path) -> None:
 
     found = validate.recall(tower, finder, loaded)
     assert found == {"same/clean@1": 1.0, "same/clean@3": 1.0}
+
+
+def test_a_tower_learns_from_maps_as_the_locator_finds_them(tmp_path: Path, start: Path) -> None:
+    run = trainer(tmp_path / "run", "tower", start)
+    finder = locator.load(start)
+    assert finder is not None
+
+    examples = run.window.sample(np.random.default_rng(0), 4)
+
+    with torch.inference_mode():
+        for pixels, corners in zip(examples.pixels, examples.corners, strict=True):
+            views = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            found = finder(views)
+            mirrored = finder(views.flip(-1))[:, [1, 0, 3, 2]] * torch.tensor([-1.0, 1.0])
+            apart = [(guess - torch.from_numpy(corners)).abs().max() for guess in (found, mirrored)]
+            assert min(apart) < 0.05  # colours may have been swapped after it was found
+    run.close()
+
+
+def test_a_tower_that_is_shown_all_patches_is_the_one_that_is_shipped() -> None:
+    torch.manual_seed(0)
+    tower = build_tower(TINY.model).eval()
+    network, pixels = Network(tower, 0.07), torch.rand(3, 3, 32, 32)
+
+    with torch.inference_mode():
+        shipped = tower(pixel_values=network.normalise(pixels)).image_embeds
+        assert torch.allclose(network(pixels).embeddings, shipped, atol=1e-5)
+        assert not torch.allclose(network(pixels, 0.4).embeddings, shipped, atol=1e-5)
+
+
+def test_corners_move_in_proportion_to_the_map() -> None:
+    torch.manual_seed(0)
+    square = locator.unit_corners(torch.zeros(1)).expand(500, 4, 2)
+
+    large, small = (
+        float((move(square * size, 0.03) - square * size).abs().mean()) for size in (1.0, 0.1)
+    )
+
+    assert 0 < large < 0.05
+    assert small == pytest.approx(large / 10, rel=0.15)
