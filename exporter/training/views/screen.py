@@ -110,10 +110,24 @@ def _bodies(rng: np.random.Generator, picture: Pixels) -> None:
     """Other players, mobs, torches, plants: upright things before the wall."""
     height, width = picture.shape[:2]
     for _ in range(int(rng.integers(1, 3))):
-        x, foot = rng.uniform(0, 1), rng.uniform(0.6, 1.2)
-        wide, tall = rng.uniform(0.03, 0.12), rng.uniform(0.1, 0.5)
-        for part in range(3):
-            colour = tuple(int(level) for level in rng.integers(0, 230, 3))
-            first = (round((x - wide / 2) * width), round((foot - tall * (1 - part / 3)) * height))
-            last = (round((x + wide / 2) * width), round((foot - tall * (2 - part) / 3) * height))
-            cv2.rectangle(picture, first, last, colour, -1)
+        x, foot = rng.uniform(0, 1) * width, rng.uniform(0.7, 1.3) * height
+        tall = rng.uniform(0.2, 0.9) * height
+        wide = tall * rng.uniform(0.2, 0.6)
+        coarse = int(rng.integers(1, 5)) if rng.random() < 0.6 else 0
+        # From the feet up; a head is narrower, arms make a chest wider.
+        for part, share in enumerate(rng.uniform(0.4, 1.0, 3)):
+            top, bottom = foot - tall * (part + 1) / 3, foot - tall * part / 3
+            box = [x - wide * share / 2, top, x + wide * share / 2, bottom]
+            left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).astype(int)
+            if right > left and bottom > top:
+                picture[top:bottom, left:right] = _skin(rng, (bottom - top, right - left), coarse)
+
+
+def _skin(rng: np.random.Generator, size: tuple[int, int], coarse: int) -> Pixels:
+    """A limb of one colour, or of a skin's few square pixels."""
+    colour = rng.uniform(0, 230, 3)
+    if not coarse:
+        return np.full((*size, 3), colour, np.uint8)
+    cells = colour + rng.normal(0, rng.uniform(5, 60), (2 * coarse, 2 * coarse, 3))
+    skin = np.clip(cells, 0, 255).astype(np.uint8)
+    return cv2.resize(skin, size[::-1], interpolation=cv2.INTER_NEAREST).reshape(*size, 3)
