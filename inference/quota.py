@@ -136,11 +136,13 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
     Args:
         quota: What is left to whom.
         by_token: Whether a token tells who a client is: where several are given out.
+        max_batch: Most elements of a batch that is answered.
     """
 
-    def __init__(self, quota: Quota, *, by_token: bool) -> None:
+    def __init__(self, quota: Quota, *, by_token: bool, max_batch: int) -> None:
         self._quota = quota
         self._by_token = by_token
+        self._max_batch = max_batch
 
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
@@ -162,7 +164,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
             name = client_of(context, token)
             try:
                 with self._quota.call(name):
-                    self._quota.take(name, _images(request))
+                    self._quota.take(name, self._images(request))
                     return await answer(request, context)
             except OverloadedError as error:
                 await context.abort(code_of(error), str(error), trailing_of(error))
@@ -172,7 +174,7 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, answer: Answer, token: bytes | None) -> Answer:
         async def slowly(requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
             async for request in requests:
-                await self._quota.held_back(name, _images(request))
+                await self._quota.held_back(name, self._images(request))
                 yield request
 
         async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
@@ -184,6 +186,14 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
                 await context.abort(code_of(error), str(error), trailing_of(error))
 
         return guarded
+
+    def _images(self, request: Any) -> int:
+        """How much a message counts for: its images, or the elements of its batch, else one."""
+        if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
+            # A shape may say anything; more than the longest batch is refused, and counts as one.
+            batch: int = max((1, *inputs[0].shape[:1]))
+            return min(batch, self._max_batch)
+        return max(1, len(getattr(request, "images", ())))
 
 
 def client_of(context: Any, token: bytes | None) -> str:
@@ -214,11 +224,3 @@ def _address_of(peer: str) -> str:
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.ip_network((int(address), _IPV6_PREFIX), strict=False))
-
-
-def _images(request: Any) -> int:
-    """How much a message counts for: its images, or the elements of its batch, else one."""
-    if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
-        batch: int = max((1, *inputs[0].shape[:1]))
-        return batch
-    return max(1, len(getattr(request, "images", ())))

@@ -248,9 +248,7 @@ async def test_who_makes_the_server_listen_anew_has_the_same_quota_and_token(
         await server.ready()
         tokens.unlink()  # it is read at the start, and may be gone since
         host, _, port = server.address.rpartition(":")
-        async with client_of(
-            server.address, token="correct-horse-battery", attempts=1, timeout_s=30.0
-        ) as client:
+        async with client_of(server.address, token="correct-horse-battery") as client:
             await client.model()
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write(connection(b"/\xff\xff/X"))
@@ -272,7 +270,8 @@ async def test_metadata_that_is_no_text_gets_into_no_log(
         await writer.drain()
         answer = b""
         while b"grpc-status" not in answer:
-            assert (more := await reader.read(65536)), answer
+            more = await reader.read(65536)
+            assert more, answer
             answer += more
         writer.close()
     assert "secret" not in caplog.text
