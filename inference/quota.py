@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import grpc.aio
 from inference import probes
 from inference.auth import bearer
 from inference.errors import OverloadedError
-from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
+from inference.handlers import Answer, Continue, Handler, answer_stream
 from inference.status import code_of, trailing_of
 
 _OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
@@ -28,6 +28,8 @@ _MOST_CLIENTS = 10_000
 _CALL_RETRY_MS = 200
 # A provider gives every customer so many bits of an IPv6 address to change at will.
 _IPV6_PREFIX = 64
+
+Requests = AsyncIterator[Any]
 
 
 class _Client:
@@ -150,42 +152,47 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
         """Guards every method but those of the health service."""
         handler: Any = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if method.startswith(_OPEN_METHODS):
+        if handler is None or method.startswith(_OPEN_METHODS):
             return handler  # type: ignore[no-any-return]  # it is what came in
         token = bearer(handler_call_details.invocation_metadata) if self._by_token else None
-        return wrapped(
-            handler,
-            unary=partial(self._unary, token=token),
-            stream=partial(self._stream, token=token),
+        one, many = handler.unary_unary, handler.stream_stream
+        # All are streams: gRPC reads the message of a unary call before it asks the handler, and
+        # who is slow to send it could have any number of calls.
+        guarded: Handler = grpc.stream_stream_rpc_method_handler(
+            self._counted(
+                partial(self._stream, many) if many else partial(self._unary, one), token
+            ),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
         )
+        return guarded
 
-    def _unary(self, answer: Answer, token: bytes | None) -> Answer:
-        async def guarded(request: Any, context: Any) -> Any:
+    def _counted(
+        self, answer: Callable[[Requests, Any, str], Awaitable[None]], token: bytes | None
+    ) -> Answer:
+        async def guarded(requests: Requests, context: Any) -> None:
             name = client_of(context, token)
             try:
                 with self._quota.call(name):
-                    self._quota.take(name, self._images(request))
-                    return await answer(request, context)
+                    await answer(requests, context, name)
             except OverloadedError as error:
                 await context.abort(code_of(error), str(error), trailing_of(error))
 
         return guarded
 
-    def _stream(self, answer: Answer, token: bytes | None) -> Answer:
-        async def slowly(requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
+    async def _unary(self, answer: Answer, requests: Requests, context: Any, name: str) -> None:
+        async for request in requests:
+            self._quota.take(name, self._images(request))
+            await context.write(await answer(request, context))
+            return
+
+    async def _stream(self, answer: Answer, requests: Requests, context: Any, name: str) -> None:
+        async def slowly() -> Requests:
             async for request in requests:
                 await self._quota.held_back(name, self._images(request))
                 yield request
 
-        async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
-            name = client_of(context, token)
-            try:
-                with self._quota.call(name):
-                    await answer_stream(answer, slowly(requests, name), context)
-            except OverloadedError as error:
-                await context.abort(code_of(error), str(error), trailing_of(error))
-
-        return guarded
+        await answer_stream(answer, slowly(), context)
 
     def _images(self, request: Any) -> int:
         """How much a message counts for: its images, or the elements of its batch, else one."""
