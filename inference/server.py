@@ -330,10 +330,14 @@ def run(
         on stderr), 70 if the model failed for good, 1 if the server broke (with a traceback in
         the log). Where a run of the model still goes on, as it does when it hangs for good (75),
         the process ends here: the thread that is in it would hold up or crash an orderly end.
+
+    Raises:
+        StartupError: A setting of the telemetry is wrong.
     """
     heap.give_back_large_pieces()
+    telling = TelemetrySettings.load()
     try:
-        with telemetry.set_up("mapseek-server", TelemetrySettings.load()):
+        with telemetry.set_up("mapseek-server", telling):
             try:
                 asyncio.run(_serve_until_signal(settings, load))
             except StartupError:

@@ -15,7 +15,8 @@ from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
 from inference.errors import InferenceError, OverloadedError, StartupError
-from inference.server import EXIT_CONFIGURATION, RunningServer
+from inference.server import EXIT_CONFIGURATION, RunningServer, run
+from inference.settings import ServerSettings
 from tests.inference.server.fakes import GatedEngine, Start, client_of, picture, stub_of, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -386,6 +387,14 @@ def test_a_startup_error_is_one_sentence_and_its_own_exit_status(
     assert sentence in log
     assert "Traceback" not in log
     process.process.communicate()
+
+
+def test_a_wrong_setting_of_the_telemetry_is_told_like_every_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAPSEEK_LOG_LEVEL", "loud")
+    with pytest.raises(StartupError, match="MAPSEEK_LOG_LEVEL"):  # the commands make it a 2
+        run(ServerSettings.load(), load=loads_never)
 
 
 def test_a_broken_loop_ends_the_process_with_1() -> None:
