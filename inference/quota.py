@@ -24,6 +24,9 @@ from inference.status import code_of, trailing_of
 _OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
 # More clients than this are not remembered; who has been quiet for longest is forgotten first.
 _MOST_CLIENTS = 10_000
+# Health checks of an address at a time. They are open to strangers, who could otherwise watch so
+# many times that the server takes no call of anybody; a client watches once for each connection.
+_MOST_PROBES = 128
 # When a client that has too many calls should try again: nobody knows when one of them ends.
 _CALL_RETRY_MS = 200
 # A provider gives every customer so many bits of an IPv6 address to change at will.
@@ -145,39 +148,32 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
         self._quota = quota
         self._by_token = by_token
         self._max_batch = max_batch
+        self._probes = Quota(max_calls=_MOST_PROBES, images_per_s=0)
 
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Guards every method but those of the health service."""
+        """Guards a method; those of the health service have a quota apart."""
         handler: Any = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(_OPEN_METHODS):
-            return handler  # type: ignore[no-any-return]  # it is what came in
-        token = bearer(handler_call_details.invocation_metadata) if self._by_token else None
-        one, many = handler.unary_unary, handler.stream_stream
+        if handler is None:
+            return None
+        if method.startswith(_OPEN_METHODS):
+            counted = _counted(partial(_probe, handler), self._probes, None)
+        else:
+            one, many = handler.unary_unary, handler.stream_stream
+            counted = _counted(
+                partial(self._stream, many) if many else partial(self._unary, one),
+                self._quota,
+                bearer(handler_call_details.invocation_metadata) if self._by_token else None,
+            )
         # All are streams: gRPC reads the message of a unary call before it asks the handler, and
         # who is slow to send it could have any number of calls.
         guarded: Handler = grpc.stream_stream_rpc_method_handler(
-            self._counted(
-                partial(self._stream, many) if many else partial(self._unary, one), token
-            ),
+            counted,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
-        return guarded
-
-    def _counted(
-        self, answer: Callable[[Requests, Any, str], Awaitable[None]], token: bytes | None
-    ) -> Answer:
-        async def guarded(requests: Requests, context: Any) -> None:
-            name = client_of(context, token)
-            try:
-                with self._quota.call(name):
-                    await answer(requests, context, name)
-            except OverloadedError as error:
-                await context.abort(code_of(error), str(error), trailing_of(error))
-
         return guarded
 
     async def _unary(self, answer: Answer, requests: Requests, context: Any, name: str) -> None:
@@ -201,6 +197,29 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
             batch: int = max((1, *inputs[0].shape[:1]))
             return min(batch, self._max_batch)
         return max(1, len(getattr(request, "images", ())))
+
+
+def _counted(
+    answer: Callable[[Requests, Any, str], Awaitable[None]], quota: Quota, token: bytes | None
+) -> Answer:
+    async def guarded(requests: Requests, context: Any) -> None:
+        name = client_of(context, token)
+        try:
+            with quota.call(name):
+                await answer(requests, context, name)
+        except OverloadedError as error:
+            await context.abort(code_of(error), str(error), trailing_of(error))
+
+    return guarded
+
+
+async def _probe(handler: Any, requests: Requests, context: Any, _: str) -> None:
+    async for request in requests:
+        if handler.unary_stream:
+            await handler.unary_stream(request, context)
+        else:
+            await context.write(await handler.unary_unary(request, context))
+        return
 
 
 def client_of(context: Any, token: bytes | None) -> str:

@@ -126,6 +126,25 @@ async def test_a_call_counts_before_its_message_has_come(start: Start) -> None:
         await stub.Embed(pb.EmbedRequest(image=picture(1)))
 
 
+async def test_strangers_watch_only_so_often(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.quota._MOST_PROBES", 2)
+    async with start(token=ONE, max_calls_per_client=1) as server:
+        await server.ready()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest()
+            watches = [health.Watch(request) for _ in range(2)]
+            for watch in watches:
+                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            for probe in (health.Watch(request).read(), health.Check(request)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await probe
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            watches[0].cancel()
+            async with calling(server.address, token=ONE) as client:  # which watches, too
+                assert (await client.embed(picture(1))).model_id
+
+
 async def test_what_is_no_message_is_the_callers_fault_within_a_quota_too(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
