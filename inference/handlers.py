@@ -23,17 +23,19 @@ def wrapped(
 
     Args:
         handler: What the next interceptor gave.
-        unary: Makes the answer to a unary call out of the handler's.
+        unary: Makes the answer to a call of one message out of the handler's, a coroutine.
         stream: The same for a bidirectional stream.
         parse: Reads messages in the place of the handler's own.
     """
-    if handler is None or not (handler.unary_unary or handler.stream_stream):
+    make: Any
+    if handler is not None and handler.unary_unary:
+        make, answer = grpc.unary_unary_rpc_method_handler, unary(handler.unary_unary)
+    elif handler is not None and handler.unary_stream:
+        make, answer = grpc.unary_stream_rpc_method_handler, unary(handler.unary_stream)
+    elif handler is not None and handler.stream_stream:
+        make, answer = grpc.stream_stream_rpc_method_handler, stream(handler.stream_stream)
+    else:
         return handler  # type: ignore[no-any-return]  # it is what came in
-    make, answer = (
-        (grpc.unary_unary_rpc_method_handler, unary(handler.unary_unary))
-        if handler.unary_unary
-        else (grpc.stream_stream_rpc_method_handler, stream(handler.stream_stream))
-    )
     around: Handler = make(
         answer,
         request_deserializer=parse or handler.request_deserializer,

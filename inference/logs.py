@@ -53,7 +53,7 @@ _SECRETS = re.compile(
     r"""
       (?P<bearer>\b(?:bearer|bot)\s+)[\w.~+/=-]{8,}                    # Authorization headers
     | (?P<userinfo>\b[a-z][a-z0-9+.-]*://)[^\s/@]*:[^\s/@]*(?=@)       # scheme://user:password@
-    | (?P<named>\b(?:token|password|secret|api_?key)["']?\s*[=:]\s*["']?)[^\s"',;&)]{4,}
+    | (?P<named>(?<![^\W_])(?:token|password|secret|api_?key)["']?\s*[=:]\s*["']?)[^\s"',;&)]{4,}
     | \b[\w-]{23,30}\.[\w-]{6,7}\.[\w-]{27,}\b                         # a Discord bot token
     """,
     re.IGNORECASE | re.VERBOSE,

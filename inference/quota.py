@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,16 +18,21 @@ import grpc.aio
 from inference import probes
 from inference.auth import bearer
 from inference.errors import OverloadedError
-from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
+from inference.handlers import Answer, Continue, Handler, answer_stream
 from inference.status import code_of, trailing_of
 
 _OPEN_METHODS = f"/{probes.SERVICE_NAME}/"
 # More clients than this are not remembered; who has been quiet for longest is forgotten first.
 _MOST_CLIENTS = 10_000
+# Health checks of an address at a time. They are open to strangers, who could otherwise watch so
+# many times that the server takes no call of anybody; a client watches once for each connection.
+_MOST_PROBES = 128
 # When a client that has too many calls should try again: nobody knows when one of them ends.
 _CALL_RETRY_MS = 200
 # A provider gives every customer so many bits of an IPv6 address to change at will.
 _IPV6_PREFIX = 64
+
+Requests = AsyncIterator[Any]
 
 
 class _Client:
@@ -136,54 +141,85 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
     Args:
         quota: What is left to whom.
         by_token: Whether a token tells who a client is: where several are given out.
+        max_batch: Most elements of a batch that is answered.
     """
 
-    def __init__(self, quota: Quota, *, by_token: bool) -> None:
+    def __init__(self, quota: Quota, *, by_token: bool, max_batch: int) -> None:
         self._quota = quota
         self._by_token = by_token
+        self._max_batch = max_batch
+        self._probes = Quota(max_calls=_MOST_PROBES, images_per_s=0)
 
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Guards every method but those of the health service."""
+        """Guards a method; those of the health service have a quota apart."""
         handler: Any = await continuation(handler_call_details)
         method = str(handler_call_details.method)
+        if handler is None:
+            return None
         if method.startswith(_OPEN_METHODS):
-            return handler  # type: ignore[no-any-return]  # it is what came in
-        token = bearer(handler_call_details.invocation_metadata) if self._by_token else None
-        return wrapped(
-            handler,
-            unary=partial(self._unary, token=token),
-            stream=partial(self._stream, token=token),
+            counted = _counted(partial(_probe, handler), self._probes, None)
+        else:
+            one, many = handler.unary_unary, handler.stream_stream
+            counted = _counted(
+                partial(self._stream, many) if many else partial(self._unary, one),
+                self._quota,
+                bearer(handler_call_details.invocation_metadata) if self._by_token else None,
+            )
+        # All are streams: gRPC reads the message of a unary call before it asks the handler, and
+        # who is slow to send it could have any number of calls.
+        guarded: Handler = grpc.stream_stream_rpc_method_handler(
+            counted,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
         )
-
-    def _unary(self, answer: Answer, token: bytes | None) -> Answer:
-        async def guarded(request: Any, context: Any) -> Any:
-            name = client_of(context, token)
-            try:
-                with self._quota.call(name):
-                    self._quota.take(name, _images(request))
-                    return await answer(request, context)
-            except OverloadedError as error:
-                await context.abort(code_of(error), str(error), trailing_of(error))
-
         return guarded
 
-    def _stream(self, answer: Answer, token: bytes | None) -> Answer:
-        async def slowly(requests: AsyncIterator[Any], name: str) -> AsyncIterator[Any]:
+    async def _unary(self, answer: Answer, requests: Requests, context: Any, name: str) -> None:
+        async for request in requests:
+            self._quota.take(name, self._images(request))
+            await context.write(await answer(request, context))
+            return
+
+    async def _stream(self, answer: Answer, requests: Requests, context: Any, name: str) -> None:
+        async def slowly() -> Requests:
             async for request in requests:
-                await self._quota.held_back(name, _images(request))
+                await self._quota.held_back(name, self._images(request))
                 yield request
 
-        async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
-            name = client_of(context, token)
-            try:
-                with self._quota.call(name):
-                    await answer_stream(answer, slowly(requests, name), context)
-            except OverloadedError as error:
-                await context.abort(code_of(error), str(error), trailing_of(error))
+        await answer_stream(answer, slowly(), context)
 
-        return guarded
+    def _images(self, request: Any) -> int:
+        """How much a message counts for: its images, or the elements of its batch, else one."""
+        if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
+            # A shape may say anything; more than the longest batch is refused, and counts as one.
+            batch: int = max((1, *inputs[0].shape[:1]))
+            return min(batch, self._max_batch)
+        return max(1, len(getattr(request, "images", ())))
+
+
+def _counted(
+    answer: Callable[[Requests, Any, str], Awaitable[None]], quota: Quota, token: bytes | None
+) -> Answer:
+    async def guarded(requests: Requests, context: Any) -> None:
+        name = client_of(context, token)
+        try:
+            with quota.call(name):
+                await answer(requests, context, name)
+        except OverloadedError as error:
+            await context.abort(code_of(error), str(error), trailing_of(error))
+
+    return guarded
+
+
+async def _probe(handler: Any, requests: Requests, context: Any, _: str) -> None:
+    async for request in requests:
+        if handler.unary_stream:
+            await handler.unary_stream(request, context)
+        else:
+            await context.write(await handler.unary_unary(request, context))
+        return
 
 
 def client_of(context: Any, token: bytes | None) -> str:
@@ -214,11 +250,3 @@ def _address_of(peer: str) -> str:
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.ip_network((int(address), _IPV6_PREFIX), strict=False))
-
-
-def _images(request: Any) -> int:
-    """How much a message counts for: its images, or the elements of its batch, else one."""
-    if inputs := getattr(request, "inputs", ()):  # of the Open Inference Protocol
-        batch: int = max((1, *inputs[0].shape[:1]))
-        return batch
-    return max(1, len(getattr(request, "images", ())))

@@ -132,16 +132,19 @@ class RunningServer:
             stream_window=settings.stream_window,
             stream_idle_s=settings.stream_idle_s,
         )
+        max_batch = settings.queue_size - settings.queue_size // 4  # what bulk may take
         self._oip = oip.OpenInferenceService(
             answering=self._service.answering,
             serving=lambda: self._probes.serving,
             limits=limits,
-            max_batch=settings.queue_size - settings.queue_size // 4,  # what bulk may take
+            max_batch=max_batch,
             stream_window=settings.stream_window,
             stream_idle_s=settings.stream_idle_s,
         )
         self._pipeline: Pipeline | None = None
         self._ready = asyncio.Event()
+        # Once, so that listening anew, which a stranger can bring about, gives nobody a new quota.
+        self._guards = _guards(settings, max_batch=max_batch)
         self._listener = Listener(self._build, settings)
         self.address = self._listener.address
 
@@ -208,25 +211,8 @@ class RunningServer:
 
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
-        interceptors = telemetry.server_interceptors()
-        interceptors.append(
-            MalformedInterceptor(
-                service.SERVICE_NAME,
-                oip.SERVICE_NAME,
-                probes.SERVICE_NAME,
-                reflection.SERVICE_NAME,
-            )
-        )
-        tokens = settings.tokens()
-        if tokens:
-            interceptors.append(TokenInterceptor(tokens))
-        if settings.max_calls_per_client or settings.max_rate_per_client:
-            quota = Quota(
-                max_calls=settings.max_calls_per_client, images_per_s=settings.max_rate_per_client
-            )
-            interceptors.append(QuotaInterceptor(quota, by_token=len(tokens) > 1))
         server = grpc.aio.server(
-            interceptors=interceptors,
+            interceptors=self._guards,
             options=bind.channel_options(settings),
             # A far outer guard, which refuses even health probes; admission is the real bound.
             maximum_concurrent_rpcs=max(512, 4 * settings.queue_size),
@@ -285,6 +271,28 @@ class RunningServer:
         self._probes.set_serving(serving=healthy and self._ready.is_set())
 
 
+def _guards(settings: ServerSettings, *, max_batch: int) -> list[grpc.aio.ServerInterceptor]:
+    """What every call passes before it is answered, the outermost first."""
+    interceptors = telemetry.server_interceptors()
+    interceptors.append(
+        MalformedInterceptor(
+            service.SERVICE_NAME,
+            oip.SERVICE_NAME,
+            probes.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+        )
+    )
+    tokens = settings.tokens()
+    if tokens:
+        interceptors.append(TokenInterceptor(tokens))
+    if settings.max_calls_per_client or settings.max_rate_per_client:
+        quota = Quota(
+            max_calls=settings.max_calls_per_client, images_per_s=settings.max_rate_per_client
+        )
+        interceptors.append(QuotaInterceptor(quota, by_token=len(tokens) > 1, max_batch=max_batch))
+    return interceptors
+
+
 @asynccontextmanager
 async def serve(
     settings: ServerSettings, *, load: Callable[[ServerSettings], LoadedModel] | None = None
@@ -322,10 +330,14 @@ def run(
         on stderr), 70 if the model failed for good, 1 if the server broke (with a traceback in
         the log). Where a run of the model still goes on, as it does when it hangs for good (75),
         the process ends here: the thread that is in it would hold up or crash an orderly end.
+
+    Raises:
+        StartupError: A setting of the telemetry is wrong.
     """
     heap.give_back_large_pieces()
+    telling = TelemetrySettings.load()
     try:
-        with telemetry.set_up("mapseek-server", TelemetrySettings.load()):
+        with telemetry.set_up("mapseek-server", telling):
             try:
                 asyncio.run(_serve_until_signal(settings, load))
             except StartupError:

@@ -59,6 +59,13 @@ def test_the_unit_is_one_that_systemd_knows_and_exposes_little() -> None:
     assert "Unknown key" not in done.stderr
 
 
+def test_the_unit_lets_threads_choose_their_core_and_priority() -> None:
+    unit = (ROOT / "deploy" / "mapseek.service").read_text()
+    *_, last = re.findall(r"^SystemCallFilter=(.*)$", unit, re.MULTILINE)
+    # What `inference.threads` calls; a call that is forbidden fails there without a word.
+    assert set(last.split()) == {"sched_setaffinity", "setpriority"}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_every_setting_and_command_of_the_containers_exists(name: str) -> None:
     service = COMPOSE["services"][name]

@@ -84,6 +84,7 @@ def test_a_line_cannot_be_forged(monkeypatch: pytest.MonkeyPatch, form: LogForma
         ("Authorization: Bot hunter2hunter2hunter2", "hunter2hunter2hunter2"),
         ("cannot reach mongodb+srv://me:hunter2@example.org/maps", "hunter2"),
         ("settings: token='hunter2-hunter2'", "hunter2-hunter2"),
+        ("started with MAPSEEK_TOKEN=hunter2-hunter2", "hunter2-hunter2"),
         ('{"password": "hunter2"}', "hunter2"),
         (f"login with {'M' * 24}.{'G' * 6}.{'x' * 38} failed", "M" * 24),
     ],
@@ -105,6 +106,7 @@ def test_secrets_are_struck_out(
     "message",
     [
         "served 12 tokens",
+        "MAPSEEK_TOKEN_FILE: line 2 of tokens",
         "https://cdn.example.org/attachments/1/2/map.png",
         "listening on 127.0.0.1:50051",
         "a message without a token",

@@ -1,4 +1,6 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -9,7 +11,9 @@ from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
 from inference.access import is_local
+from inference.auth import TokenInterceptor
 from inference.errors import StartupError, UnauthenticatedError, UnavailableError
+from inference.malformed import MalformedInterceptor
 from tests.inference.server.certificates import Authority
 from tests.inference.server.fakes import GatedEngine, Start, client_of, picture, stub_of
 
@@ -60,6 +64,21 @@ async def test_without_the_right_token_nothing_is_answered(
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert engine.computed == []
+
+
+async def test_methods_that_strangers_make_up_are_not_remembered() -> None:
+    malformed, tokens = MalformedInterceptor("a.Service"), TokenInterceptor([TOKEN])
+
+    async def nobody(_: Any) -> None:
+        pytest.fail("a call without a token was passed on")
+
+    async def refused(details: Any) -> Any:
+        return await tokens.intercept_service(nobody, details)
+
+    for number in range(10):
+        call: Any = SimpleNamespace(method=f"/a.Service/{number}", invocation_metadata=())
+        assert (await malformed.intercept_service(refused, call)) is not None
+    assert not malformed._wrapped
 
 
 async def test_health_is_open_and_reflection_is_not(start: Start) -> None:

@@ -14,8 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
-from inference.errors import InferenceError, StartupError
-from inference.server import EXIT_CONFIGURATION, RunningServer
+from inference.errors import InferenceError, OverloadedError, StartupError
+from inference.server import EXIT_CONFIGURATION, RunningServer, run
+from inference.settings import ServerSettings
 from tests.inference.server.fakes import GatedEngine, Start, client_of, picture, stub_of, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -197,11 +198,8 @@ async def test_a_pipeline_that_breaks_ends_the_server(
             await server.ended()
 
 
-async def test_a_method_that_is_no_text_does_not_close_the_port(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Found by the fuzzer: it ends gRPC's own loop, and nobody was listening any more."""
-    path = b"/\xff\xff/X"
+def connection(path: bytes, *metadata: tuple[bytes, bytes]) -> bytes:
+    """The beginning of an HTTP/2 connection with one call, whose client may say anything."""
     headers = b"".join(
         b"\x00" + bytes([len(key)]) + key + bytes([len(value)]) + value
         for key, value in (
@@ -211,8 +209,22 @@ async def test_a_method_that_is_no_text_does_not_close_the_port(
             (b":authority", b"localhost"),
             (b"content-type", b"application/grpc"),
             (b"te", b"trailers"),
+            *metadata,
         )
     )
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+        + len(headers).to_bytes(3)
+        + b"\x01\x05\x00\x00\x00\x01"
+        + headers
+    )
+
+
+async def test_a_method_that_is_no_text_does_not_close_the_port(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by the fuzzer: it ends gRPC's own loop, and nobody was listening any more."""
     async with start() as server, client_of(server.address) as connected:
         await server.ready()
         host, _, port = server.address.rpartition(":")
@@ -220,18 +232,51 @@ async def test_a_method_that_is_no_text_does_not_close_the_port(
             # Somebody is connected, and asks on: gRPC by itself would wait until they are gone.
             assert (await connected.embed(picture(1))).model_id
             _, writer = await asyncio.open_connection(host, int(port))
-            writer.write(
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-                b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-                + len(headers).to_bytes(3)
-                + b"\x01\x05\x00\x00\x00\x01"
-                + headers
-            )
+            writer.write(connection(b"/\xff\xff/X"))
             await writer.drain()
             await until(lambda: caplog.text.count("listening anew") == number)  # noqa: B023
             async with client_of(server.address) as client:
                 assert (await client.embed(picture(1))).model_id
             writer.close()
+
+
+async def test_who_makes_the_server_listen_anew_has_the_same_quota_and_token(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("correct-horse-battery\n")
+    async with start(token_file=tokens, max_rate_per_client=0.001) as server:
+        await server.ready()
+        tokens.unlink()  # it is read at the start, and may be gone since
+        host, _, port = server.address.rpartition(":")
+        async with client_of(server.address, token="correct-horse-battery") as client:
+            await client.model()
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(connection(b"/\xff\xff/X"))
+            await writer.drain()
+            await until(lambda: "listening anew" in caplog.text)
+            with pytest.raises(OverloadedError, match="images a second"):
+                await client.model()
+            writer.close()
+
+
+async def test_metadata_that_is_no_text_gets_into_no_log(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(token="correct-horse-battery") as server:
+        await server.ready()
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(connection(b"/a.Service/X", (b"x-key", b"my secret \xff")))
+        await writer.drain()
+        answer = b""
+        while b"grpc-status" not in answer:
+            more = await reader.read(65536)
+            assert more, answer
+            answer += more
+        writer.close()
+    assert "secret" not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 class Process:
@@ -342,6 +387,14 @@ def test_a_startup_error_is_one_sentence_and_its_own_exit_status(
     assert sentence in log
     assert "Traceback" not in log
     process.process.communicate()
+
+
+def test_a_wrong_setting_of_the_telemetry_is_told_like_every_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAPSEEK_LOG_LEVEL", "loud")
+    with pytest.raises(StartupError, match="MAPSEEK_LOG_LEVEL"):  # the commands make it a 2
+        run(ServerSettings.load(), load=loads_never)
 
 
 def test_a_broken_loop_ends_the_process_with_1() -> None:

@@ -586,3 +586,11 @@ async def test_every_element_of_a_batch_counts_against_the_clients_rate(start: S
         error = await status(raw.ModelInfer(typed(picture(1))))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "more than 4 images a second" in (error.details() or "")
+
+
+async def test_a_shape_of_any_number_shuts_nobody_out_for_good(start: Start) -> None:
+    async with start(max_rate_per_client=4.0, queue_size=4) as server, oip_of(server) as raw:
+        await server.ready()
+        error = await status(raw.ModelInfer(changed(shape=[2**62])))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await raw.ModelInfer(typed(picture(1)))

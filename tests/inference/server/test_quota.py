@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -109,6 +110,53 @@ async def test_a_call_too_many_is_refused_with_a_time_to_come_back(
         await running
         await stub.Embed(pb.EmbedRequest(image=picture(2)))
     assert engine.computed == [1, 2]
+
+
+async def test_a_call_counts_before_its_message_has_come(start: Start) -> None:
+    async with start(max_calls_per_client=1) as server, stub_of(server) as stub:
+        await server.ready()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            held: Any = channel.stream_stream("/mapseek.v1.EmbeddingService/Embed")()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                for _ in range(1000):  # until the server has heard of the other call
+                    await stub.Embed(pb.EmbedRequest(image=picture(1)))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await held.write(pb.EmbedRequest(image=picture(2)).SerializeToString())
+            assert pb.EmbedResponse.FromString(await held.read()).embedding.values
+        await stub.Embed(pb.EmbedRequest(image=picture(1)))
+
+
+async def test_strangers_watch_only_so_often(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.quota._MOST_PROBES", 2)
+    async with start(token=ONE, max_calls_per_client=1) as server:
+        await server.ready()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest()
+            watches = [health.Watch(request) for _ in range(2)]
+            for watch in watches:
+                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            for probe in (health.Watch(request).read(), health.Check(request)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await probe
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            watches[0].cancel()
+            async with calling(server.address, token=ONE) as client:  # which watches, too
+                assert (await client.embed(picture(1))).model_id
+
+
+async def test_what_is_no_message_is_the_callers_fault_within_a_quota_too(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(max_calls_per_client=1) as server:
+        await server.ready()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call: Any = channel.unary_unary("/mapseek.v1.EmbeddingService/Embed")
+            for _ in range(2):
+                with pytest.raises(grpc.aio.AioRpcError, match="no request of Embed") as caught:
+                    await call(b"\x0a\xff no protobuf")
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caplog.records == []
 
 
 async def test_several_tokens_are_several_clients(

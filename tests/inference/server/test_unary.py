@@ -208,3 +208,15 @@ async def test_what_is_no_message_is_the_callers_fault_and_fills_no_log(
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert f"no request of {method}" in (caught.value.details() or "")
     assert caplog.records == []
+
+
+async def test_what_is_no_message_to_a_watch_is_the_callers_fault_too(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel: Any
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        error = await status_of(watch(b"\x0a\xff no protobuf").read())
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no request of Watch" in (error.details() or "")
+    assert caplog.records == []
