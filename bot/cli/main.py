@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime, time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import typer
 from typer.core import TyperGroup
@@ -71,7 +71,7 @@ class _Sentences(TyperGroup):
             code = _exit_code(error)
             if code is None:
                 raise
-            _complain(str(error))
+            _complain(_sentence(error))
             raise typer.Exit(code) from None
 
 
@@ -83,7 +83,17 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, StartupError):
         return 2
-    return 1 if isinstance(error, ArchiveError | EmbeddingError | SourceError) else None
+    known = isinstance(error, ArchiveError | EmbeddingError | SourceError)
+    return 1 if known or _is_of_a_file(error) else None
+
+
+def _is_of_a_file(error: Exception) -> TypeGuard[OSError]:
+    """Whether the system refuses to touch a file or folder, for its name or its rights."""
+    return isinstance(error, OSError) and error.filename is not None
+
+
+def _sentence(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror}." if _is_of_a_file(error) else str(error)
 
 
 def _complain(sentence: str) -> None:

@@ -146,6 +146,30 @@ def test_failures_are_sentences(tmp_path: Path, arguments: list[str], sentence: 
     assert_fails(run(*arguments), 1, sentence)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "locked/maps"],
+        ["index", "maps", "--archive", "locked/maps.db"],
+        ["stats", "--archive", "locked/maps.db"],
+        ["archive", "export", "maps.jsonl", "--archive", "locked/maps.db"],
+        ["demo", "--out", "locked/demo"],
+    ],
+)
+def test_a_folder_that_may_not_be_looked_into_is_a_sentence(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "locked").mkdir(mode=0)
+    done = run(*arguments, prefix=ORDINARY_USER)
+    assert_fails(done, 1, "Permission denied.")
+    assert "locked/" in done.stderr
+
+
+def test_a_name_that_no_file_can_have_is_a_sentence() -> None:
+    assert_fails(run("index", "x" * 300), 1, "File name too long.")
+
+
 @pytest.mark.parametrize("arguments", [["find"], ["find", "a.png", "--text", "red"]])
 def test_find_wants_a_picture_or_words(arguments: list[str]) -> None:
     done = run(*arguments)
