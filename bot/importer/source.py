@@ -64,8 +64,19 @@ def open_source(
 
 def _exports(path: Path) -> list[Path]:
     """The exports at a path. Their media folders are not searched: anybody's files lie there."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.is_file() and _is_export(file, alone=file == path)]
+    if not path.is_dir():
+        return [path] if path.is_file() and _is_export(path, alone=True) else []
+    told = {file: _may_be_export(file) for file in sorted(path.iterdir()) if file.is_file()}
+    # Among exports, what cannot be read is set aside like one; among pictures it is passed over.
+    return [file for file in told if told[file] is not False] if True in told.values() else []
+
+
+def _may_be_export(file: Path) -> bool | None:
+    """Whether a file of a folder is an export; None where it cannot be read."""
+    try:
+        return _is_export(file, alone=False)
+    except OSError:
+        return None
 
 
 def _is_export(file: Path, *, alone: bool) -> bool:

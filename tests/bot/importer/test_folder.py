@@ -151,6 +151,25 @@ class TestChoosing:
         as_files, _ = split(open_source(tmp_path, kind=Kind.FOLDER)())
         assert len(as_files) == 3
 
+    def test_an_export_that_cannot_be_read_stops_no_other(self, tmp_path: Path) -> None:
+        for number, name in enumerate(("a.json", "c.json")):
+            url = media(tmp_path, f"{number}.png", PNG, export=name)
+            write(tmp_path / name, [message(number, attachments=[attachment(number, url)])])
+        # Readable by its rights, for root as well, and yet not to be read.
+        (tmp_path / "b.json").symlink_to("/proc/self/mem")
+        found, (aside,) = split(open_source(tmp_path)())
+        assert len(found) == 2
+        assert (Path(aside.name).name, "cannot be read" in aside.reason) == ("b.json", True)
+        with pytest.raises(SourceError, match="cannot be read"):
+            open_source(tmp_path / "b.json")
+        # Where there are no exports, it is one of the files that are no pictures.
+        maps = tmp_path / "maps"
+        maps.mkdir()
+        (maps / "a.png").write_bytes(PNG)
+        (maps / "b.json").symlink_to("/proc/self/mem")
+        found, aside_ = split(open_source(maps)())
+        assert (len(found), aside_) == (1, [])
+
     def test_an_export_among_the_media_is_nobodys_export(self, tmp_path: Path) -> None:
         inner = tmp_path / "export.json_Files"
         inner.mkdir()
