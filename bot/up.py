@@ -13,6 +13,7 @@ from bot.settings import BotSettings
 from inference import telemetry
 from inference.client import ClientSettings, EmbeddingClient
 from inference.errors import UnauthenticatedError, UnavailableError
+from inference.settings import ServerSettings
 from inference.tether import Tether
 
 _log = logging.getLogger("mapseek.up")
@@ -21,8 +22,11 @@ _MAPSEEK = (sys.executable, "-m", "bot.cli.main")
 SERVE = (*_MAPSEEK, "serve")
 BOT = (*_MAPSEEK, "bot")
 
-# How long a process may take to end by itself: the server's drain, and some room.
+# How long the bot may take to end by itself, and the server beyond its drain.
 _GRACE_S = 30.0
+_ROOM_S = 10.0
+# A process that ends so ends so again: a variable is wrong, or what it names.
+_FOR_SOMEBODY = frozenset({2, os.EX_CONFIG})
 # A server that has run for this long has recovered from its last crash.
 _STEADY_S = 60.0
 _MOST_CRASHES = 5
@@ -44,13 +48,15 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
         bot: The bot's command line.
 
     Returns:
-        0 after a signal, 1 where one of the two died; which one is in the log.
+        0 after a signal. Where one of the two died, which is in the log, its own status if that
+        says that starting again will not help (2 or 78), else 1.
 
     Raises:
         StartupError: There is no Discord token, or a setting is wrong. Nothing was started.
     """
     settings.required_token()
     client = ClientSettings.load()
+    drain_s = ServerSettings.load().drain_s
     # What was given as an option must hold for the bot, too.
     tether = Tether()
     environment = {
@@ -65,15 +71,15 @@ def run_up(settings: BotSettings, *, serve: Sequence[str] = SERVE, bot: Sequence
     ):
         return asyncio.run(
             _until_signal(
-                _Child("server", serve, environment, tether),
-                _Child("bot", bot, environment, tether),
+                _Child("server", serve, environment, tether, grace_s=drain_s + _ROOM_S),
+                _Child("bot", bot, environment, tether, grace_s=_GRACE_S),
                 client,
             )
         )
 
 
 class _Child:
-    """A process of ours, by name."""
+    """A process of ours, by name, which may take `grace_s` to end when it is asked to."""
 
     def __init__(
         self,
@@ -81,8 +87,11 @@ class _Child:
         command: Sequence[str],
         environment: Mapping[str, str],
         tether: Tether,
+        *,
+        grace_s: float,
     ) -> None:
         self.name = name
+        self._grace_s = grace_s
         self._command = command
         self._environment = environment
         self._tether = tether
@@ -102,16 +111,22 @@ class _Child:
         assert self._process is not None, "ended() comes after start()"  # noqa: S101
         return await self._process.wait()
 
+    @property
+    def status(self) -> int:
+        """What its end means for the whole: see `run_up`."""
+        status = None if self._process is None else self._process.returncode
+        return status if status is not None and status in _FOR_SOMEBODY else 1
+
     async def stop(self) -> None:
         """Asks it to end, and kills it if it does not in time."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.terminate()
         try:
-            async with asyncio.timeout(_GRACE_S):
+            async with asyncio.timeout(self._grace_s):
                 await self._process.wait()
         except TimeoutError:
-            _log.warning("The %s did not end within %g s and is killed.", self.name, _GRACE_S)
+            _log.warning("The %s did not end within %g s and is killed.", self.name, self._grace_s)
             self.kill()
             await self._process.wait()
 
@@ -152,7 +167,7 @@ async def _run_both(server: _Child, bot: _Child, settings: ClientSettings) -> in
     async with EmbeddingClient(settings) as client:
         await server.start()
         if not await _serving(server, client, settings.server):
-            return 1
+            return server.status
         await bot.start()
         _log.info("Server and bot are running. Ctrl-C stops both.")
         keeping = asyncio.create_task(_keep_serving(server, client, settings.server))
@@ -161,9 +176,9 @@ async def _run_both(server: _Child, bot: _Child, settings: ClientSettings) -> in
             await asyncio.wait({keeping, ending}, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 _log.error("The bot ended with exit status %d.", ending.result())
-            else:
-                keeping.result()
-            return 1
+                return bot.status
+            keeping.result()
+            return server.status
         finally:
             keeping.cancel()
             ending.cancel()
@@ -176,7 +191,7 @@ async def _keep_serving(server: _Child, client: EmbeddingClient, address: str) -
     started_at_s = time.monotonic()
     while True:
         status = await server.ended()
-        if status == os.EX_CONFIG:
+        if status in _FOR_SOMEBODY:
             _log.error("The server cannot start with these settings; see its log above.")
             return
         crashes = 1 if time.monotonic() - started_at_s > _STEADY_S else crashes + 1

@@ -23,6 +23,7 @@ UP = """\
 import json, sys, bot.up
 from bot.settings import BotSettings
 bot.up._MOST_CRASHES = int(sys.argv[3])
+bot.up._GRACE_S = float(sys.argv[4])
 serve, bot_ = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 sys.exit(bot.up.run_up(BotSettings.load(), serve=serve, bot=bot_))
 """
@@ -85,7 +86,13 @@ class Up:
 
 @asynccontextmanager
 async def up(
-    folder: Path, *, bot: str = BOT, server: str = SERVER, most_crashes: int = 5
+    folder: Path,
+    *,
+    bot: str = BOT,
+    server: str = SERVER,
+    most_crashes: int = 5,
+    grace_s: float = 30.0,
+    **environment: str,
 ) -> AsyncIterator[Up]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -96,9 +103,10 @@ async def up(
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", UP, json.dumps(command["server"]), json.dumps(command["bot"])),
-        str(most_crashes),
+        *(str(most_crashes), str(grace_s)),
         env={
             **os.environ,
+            **environment,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}",
             "MAPSEEK_DISCORD_TOKEN": "a.token.for-nobody",
             "MAPSEEK_SERVER": f"127.0.0.1:{port}",
@@ -137,19 +145,31 @@ async def test_without_a_token_nothing_is_started(tmp_path: Path) -> None:
     assert not started.exists()
 
 
-async def test_a_server_that_cannot_start_ends_it_without_a_bot(tmp_path: Path) -> None:
-    async with up(tmp_path, server=DIARY + 'note("starts")\nsys.exit(2)\n') as running:
+async def test_a_wrong_setting_of_the_server_starts_nothing(tmp_path: Path) -> None:
+    async with up(tmp_path, MAPSEEK_DRAIN_S="long") as running:
         status, errors = await running.ends()
         assert status == 1
-        assert "The server ended with exit status 2." in errors
+        assert "StartupError: MAPSEEK_DRAIN_S: " in errors
+        assert running.entries() == []
+
+
+@pytest.mark.parametrize(("end", "expected"), [(2, 2), (78, 78), (1, 1), (70, 1)])
+async def test_a_server_that_cannot_start_ends_it_without_a_bot(
+    tmp_path: Path, end: int, expected: int
+) -> None:
+    async with up(tmp_path, server=DIARY + f'note("starts")\nsys.exit({end})\n') as running:
+        status, errors = await running.ends()
+        assert status == expected
+        assert f"The server ended with exit status {end}." in errors
         await running.noted("server starts")
 
 
-async def test_a_bot_that_dies_ends_the_server(tmp_path: Path) -> None:
-    async with up(tmp_path, bot=DIARY + 'note("starts")\nsys.exit(7)\n') as running:
+@pytest.mark.parametrize(("end", "expected"), [(7, 1), (2, 2)])
+async def test_a_bot_that_dies_ends_the_server(tmp_path: Path, end: int, expected: int) -> None:
+    async with up(tmp_path, bot=DIARY + f'note("starts")\nsys.exit({end})\n') as running:
         status, errors = await running.ends()
-        assert status == 1
-        assert "The bot ended with exit status 7." in errors
+        assert status == expected
+        assert f"The bot ended with exit status {end}." in errors
         await running.noted("server starts", "bot starts", "server ends")
 
 
@@ -183,6 +203,16 @@ async def test_a_second_signal_kills_what_does_not_end(tmp_path: Path) -> None:
         assert status == 0
 
 
+async def test_the_server_may_take_as_long_as_its_drain(tmp_path: Path) -> None:
+    slow = SERVER.removesuffix('note("ends")\n') + 'import time\ntime.sleep(1)\nnote("ends")\n'
+    async with up(tmp_path, server=slow, grace_s=0.2, MAPSEEK_DRAIN_S="40") as running:
+        await running.noted("server starts", "bot starts")
+        running.process.send_signal(signal.SIGTERM)
+        status, errors = await running.ends()
+        assert status == 0
+        assert "server ends" in [what for what, _ in running.entries()], errors
+
+
 async def test_when_it_is_killed_both_end_by_themselves(tmp_path: Path) -> None:
     async with up(tmp_path) as running:
         pids = await running.noted("server starts", "bot starts")
@@ -197,15 +227,16 @@ async def test_when_it_is_killed_both_end_by_themselves(tmp_path: Path) -> None:
         assert {what for what, _ in running.entries()} >= {"bot ends", "server ends"}
 
 
-async def test_a_server_that_can_never_start_again_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [2, 78])
+async def test_a_server_that_can_never_start_again_ends_it(tmp_path: Path, end: int) -> None:
     once = SERVER.replace(
-        'note("starts")', 'if pathlib.Path(diary).exists(): sys.exit(78)\nnote("starts")'
+        'note("starts")', f'if pathlib.Path(diary).exists(): sys.exit({end})\nnote("starts")'
     )
     async with up(tmp_path, server=once) as running:
         server, _bot = await running.noted("server starts", "bot starts")
         os.kill(server, signal.SIGKILL)
         status, errors = await running.ends()
-        assert status == 1
+        assert status == end
         assert "The server cannot start with these settings" in errors
 
 
