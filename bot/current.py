@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from bot.archive.port import ImageArchive
 from inference.client import ClientSettings, Embedded, EmbeddingClient, ModelInfo
-from inference.errors import EmbeddingError, UnavailableError
+from inference.errors import EmbeddingError, StartupError, UnavailableError
 
 # `mapseek archive reembed` waits for longer than this before it looks for late posts.
 _KEEP_S = 2.0
@@ -29,6 +29,9 @@ class CurrentClient(EmbeddingClient):
         archive: Says which model is the current one; where it names none, any will do.
         next_server: Another server that may serve it.
         keep_s: How long the archive's answer is believed, in seconds.
+
+    Raises:
+        StartupError: The other server may not be called with these settings.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class CurrentClient(EmbeddingClient):
         self._next: EmbeddingClient | None = None
         if next_server is not None:
             self._servers = f"{settings.server} or {next_server}"
-            self._next = EmbeddingClient(settings.model_copy(update={"server": next_server}))
+            self._next = EmbeddingClient(_next(settings, next_server))
 
     async def __aenter__(self) -> Self:
         """Opens the channels."""
@@ -147,3 +150,11 @@ class CurrentClient(EmbeddingClient):
             f"{served}: serve {current}, or move the archive to the new model with "
             "`mapseek archive reembed`."
         )
+
+
+def _next(settings: ClientSettings, server: str) -> ClientSettings:
+    try:
+        return settings.at(server)
+    except StartupError as error:
+        reason = str(error).removeprefix("MAPSEEK_SERVER: ")
+        raise StartupError(f"MAPSEEK_NEXT_SERVER: {reason}") from None

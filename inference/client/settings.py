@@ -109,6 +109,14 @@ class ClientSettings(Settings):
             or self.server.startswith(_OIPS)
         )
 
+    def at(self, server: str) -> Self:
+        """The same for another server.
+
+        Raises:
+            StartupError: It is no address, or the token would go to it in the clear.
+        """
+        return self.load(**(dict(self) | {"server": server}))
+
     @field_validator("server")
     @classmethod
     def _server_is_an_address(cls, server: str) -> str:

@@ -21,6 +21,7 @@ from bot.moving.reembedding import Reembedded, Reembedder
 from bot.moving.sources import Refresh, Sources, files_by_content
 from bot.search import find
 from inference.client import ClientSettings, EmbeddingClient
+from inference.errors import StartupError
 from tests.bot.cli.toy import ToyProcess, ToyServer, toy_server
 from tests.bot.importer.exports import picture_bytes
 
@@ -265,6 +266,21 @@ async def test_the_current_model_decides_which_server_is_asked(
             await server.stop()
             assert (await both.model()).id == NEW
             assert (await both.embed(picture_bytes(1))).model_id == NEW
+
+
+@pytest.mark.parametrize(
+    ("next_server", "sentence"),
+    [
+        ("example.org:50051", "the token would go to example.org:50051 in the clear"),
+        ("http://127.0.0.1:1", "'http://127.0.0.1:1' is no address"),
+    ],
+)
+def test_the_next_server_is_checked_like_the_first(next_server: str, sentence: str) -> None:
+    settings = ClientSettings.load(server="127.0.0.1:1", token="0123456789abcdef")
+    with pytest.raises(StartupError, match=f"^MAPSEEK_NEXT_SERVER: {sentence}"):
+        CurrentClient(settings, EmbeddedArchive(ARCHIVE), next_server=next_server)
+    elsewhere = ClientSettings.load(server="127.0.0.1:1", token="0123456789abcdef", tls=True)
+    assert elsewhere.at("example.org:50051").secure
 
 
 def mapseek(*arguments: object) -> Result:
