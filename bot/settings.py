@@ -177,7 +177,8 @@ class BotSettings(Settings):
     @property
     def queue_file(self) -> Path:
         """Where the durable queue lies."""
-        return self.queue or self.archive.with_name(f"{self.archive.stem}-queue.db")
+        # Not `with_name`: an archive such as "." has no name, and is refused where it is opened.
+        return self.queue or self.archive.parent / f"{self.archive.stem}-queue.db"
 
     def required_atlas_uri(self) -> str:
         """The connection string of Atlas.

@@ -186,6 +186,8 @@ def test_without_a_server_it_says_how_to_start_one(process: ToyProcess, tmp_path
     sentence = "No server answers at 127.0.0.1:1: start one with `mapseek serve`."
     assert_fails(run("index", "maps", "--server", "127.0.0.1:1"), 1, sentence)
     assert not (tmp_path / "mapseek.db").exists()
+    here = run("index", "maps", "--archive", ".")
+    assert_fails(here, 1, ". is a folder, and the archive is a file")
     run("index", "maps")
     done = run("find", "maps/export.json_Files/000.png", "--server", "127.0.0.1:1")
     assert_fails(done, 1, sentence)
