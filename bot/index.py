@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from opentelemetry import trace
@@ -171,6 +171,8 @@ class Indexer:
                     content_hash=content_hash,
                 )
                 one = _Read(found=found, picture=picture)
+                if self._held is not None and not found.by_file:
+                    self._held.add((found.key.message_id, content_hash))
                 if content_hash in self._waiting:
                     self._waiting[content_hash].append(one)
                 elif (vector := await self._known_vector(content_hash)) is not None:
@@ -200,14 +202,21 @@ class Indexer:
         return new
 
     async def _is_held(self, found: Found, content_hash: str) -> bool:
-        """Whether the archive has a picture that an export tells no id of, by its own id."""
+        """Whether a picture without an id in its export is stored, or under way, by its own id."""
         if self._held is None:
-            # Nothing else tells what a message holds: everything is read through, once.
+            waiting = [
+                *chain.from_iterable(self._waiting.values()),
+                *(one for one, _ in self._ready),
+            ]
             self._held = {
-                (entry.picture.key.message_id, entry.picture.content_hash)
-                async for entry in self._archive.entries(self._model.id)
-                if not entry.picture.key.attachment_id.startswith(MEDIA)
+                (one.found.key.message_id, one.picture.content_hash)
+                for one in waiting
+                if not one.found.by_file
             }
+            # Nothing else tells what a message holds: everything is read through, once.
+            async for entry in self._archive.entries(self._model.id):
+                if not entry.picture.key.attachment_id.startswith(MEDIA):
+                    self._held.add((entry.picture.key.message_id, entry.picture.content_hash))
         return (found.key.message_id, content_hash) in self._held
 
     async def _forget_file_names(self, stored: list[Found]) -> None:

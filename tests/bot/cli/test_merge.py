@@ -1,6 +1,6 @@
 """HTML, JSON and the bot meet in one archive: each picture is there once, by Discord's own id."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey
 from bot.importer import discord, discord_html
-from bot.importer.found import Found, Source
+from bot.importer.found import Found, SetAside, Source
 from bot.importer.wanted import wanted
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.state import open_state
@@ -41,6 +41,35 @@ async def test_exports_of_both_kinds_are_one_picture(
     (entry,) = await entries()
     assert entry.picture.key.attachment_id == "5001"
     assert server.engine.pictures == 1, "the bytes were embedded once"
+
+
+@pytest.mark.parametrize("order", ["html json", "json html", "html json html"])
+async def test_exports_of_both_kinds_in_one_run_are_one_picture_each(
+    server: ToyServer, tmp_path: Path, order: str
+) -> None:
+    count = 200
+    urls = [
+        media(tmp_path, f"map-{number:016x}.png", picture_bytes(number)) for number in range(count)
+    ]
+    json = write(
+        tmp_path / "export.json",
+        [message(number, attachments=[attachment(number, url)]) for number, url in enumerate(urls)],
+    )
+    html = pages.write(
+        tmp_path,
+        [pages.group(pages.message(number, pages.picture(url))) for number, url in enumerate(urls)],
+    )
+    scans = {"json": partial(discord.scan, json), "html": partial(discord_html.scan, html)}
+
+    def source() -> Iterator[Found | SetAside]:
+        for kind in order.split():
+            yield from scans[kind]()
+
+    run = await index(server, source)
+    assert sorted(int(one.picture.key.attachment_id) for one in await entries()) == [
+        5000 + number for number in range(count)
+    ]
+    assert run.progress.done == run.progress.total == count * len(order.split())
 
 
 async def test_an_interrupted_merge_is_finished_by_the_next_run(
