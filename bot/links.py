@@ -14,6 +14,9 @@ _MEDIA_NAME = re.compile(r"-([0-9a-f]{5}|[0-9a-f]{16})(?:\.[^.]*)?$", re.IGNOREC
 # How the ids of pictures begin that are known by such a name alone.
 MEDIA = "media-"
 
+# Words that Discord hides until they are clicked.
+_BARS = re.compile(r"\|\|(.+?)\|\|", re.DOTALL)
+
 _SIGNATURE = frozenset({"ex", "is", "hm"})
 _SIGNED_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
 
@@ -63,6 +66,15 @@ def media_ids(url: str) -> set[str]:
     """
     digest = hashlib.sha256(unsigned(url).encode()).hexdigest()
     return {MEDIA + digest[:5], MEDIA + digest[:16]}
+
+
+def hidden_words(content: str) -> str:
+    """What stands in ||bars|| in a message. The embeds of links in there are spoilers.
+
+    Args:
+        content: The message's text.
+    """
+    return " ".join(_BARS.findall(content))
 
 
 def message_link(guild_id: str, channel_id: str, message_id: str) -> str:

@@ -4,7 +4,6 @@ Messages come in two shapes: disnake's objects (new messages, commands, history)
 dicts (edits). Both are brought to the raw shape first, so that there is one reading of it.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +13,7 @@ from typing import Any
 import disnake
 
 from bot.archive.port import PictureKey
-from bot.links import embedded_id, media_ids, message_link, unsigned
+from bot.links import embedded_id, hidden_words, media_ids, message_link, unsigned
 
 # Attachment flags that disnake 2.12 has no names for.
 _IS_THUMBNAIL = 1 << 1
@@ -22,7 +21,6 @@ _IS_SPOILER = 1 << 3
 # Discord's codes; any other "not found" says nothing about a channel or a message.
 UNKNOWN_CHANNEL = 10003
 UNKNOWN_MESSAGE = 10008
-_HIDDEN_WORDS = re.compile(r"\|\|(.+?)\|\|", re.DOTALL)
 
 
 class _Kind(IntEnum):
@@ -201,7 +199,7 @@ def _find(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for attachment in message.get("attachments") or ():
         if found := _attachment(attachment):
             yield found
-    hidden = " ".join(_HIDDEN_WORDS.findall(message.get("content") or ""))
+    hidden = hidden_words(message.get("content") or "")
     for embed in message.get("embeds") or ():
         # A bare link to a picture has it as the "thumbnail" of an embed of type "image"; the
         # thumbnails of other embeds are site icons and video stills.

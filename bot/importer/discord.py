@@ -5,7 +5,7 @@ downloaded at export time is set aside.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from bot.archive.port import PictureKey
 from bot.importer.files import claims_picture
 from bot.importer.found import Found, SetAside, sent_at
 from bot.importer.media import NotThereError, is_remote, locate
-from bot.links import embedded_id, media_id, message_link
+from bot.links import embedded_id, hidden_words, media_id, message_link
 
 _BOM = b"\xef\xbb\xbf"
 # An export tells guild and channel within its first few values, before the messages.
@@ -29,7 +29,9 @@ _DEEPEST = 64
 _LONGEST_VALUE = 4 * 1024 * 1024  # in bytes; a message has a few thousand letters
 _MOST_PARTS = 1_000_000
 # What is kept of a message; the users behind its reactions alone could fill the memory.
-_KEPT = frozenset({"id", "timestamp", "author", "attachments", "embeds", "forwardedMessage"})
+_KEPT = frozenset(
+    {"id", "timestamp", "content", "author", "attachments", "embeds", "forwardedMessage"}
+)
 _STARTS = frozenset({"start_map", "start_array"})
 _ENDS = frozenset({"end_map", "end_array"})
 _Event = tuple[int, int, str, Any]
@@ -53,12 +55,14 @@ class _Reference:
         attachment_id: Its id within the message.
         url: A path relative to the export, or an address where it was not downloaded.
         name: The file's name as it was posted.
+        spoiler: Whether Discord hides it.
         claimed: Whether its name says that it is a picture; others are passed over in silence.
     """
 
     attachment_id: str
     url: str
     name: str
+    spoiler: bool
     claimed: bool
 
 
@@ -200,11 +204,13 @@ def _message(
     message: Mapping[str, Any], channel: _Channel, roots: list[Path]
 ) -> Iterator[Found | SetAside]:
     message_id = _text(message, "id")
-    references = {
-        reference.attachment_id: reference
-        for part in (message, _mapping(message, "forwardedMessage"))
-        for reference in _references(part)
-    }
+    references: dict[str, _Reference] = {}
+    for part in (message, _mapping(message, "forwardedMessage")):
+        for reference in _references(part):
+            # Met twice, it is one picture, and a spoiler if it is one anywhere.
+            first = references.setdefault(reference.attachment_id, reference)
+            if reference.spoiler:
+                references[reference.attachment_id] = replace(first, spoiler=True)
     if not references:
         return
     if not _is_id(message_id):
@@ -227,7 +233,7 @@ def _message(
             user_id=_text(author, "id"),
             message_link=message_link(channel.guild_id, channel.channel_id, message_id),
             posted_at=_posted_at(message, message_id),
-            spoiler=reference.name.startswith("SPOILER_"),
+            spoiler=reference.spoiler,
             author=_text(author, "nickname") or _text(author, "name"),
             channel=channel.name,
             also=media_id(path.name),
@@ -240,13 +246,18 @@ def _references(message: Mapping[str, Any]) -> Iterator[_Reference]:
         name = _text(attachment, "fileName") or Path(url).name
         if _is_id(attachment_id) and url:
             yield _Reference(
-                attachment_id=attachment_id, url=url, name=name, claimed=claims_picture(name)
+                attachment_id=attachment_id,
+                url=url,
+                name=name,
+                spoiler=name.startswith("SPOILER_"),
+                claimed=claims_picture(name),
             )
+    hidden = hidden_words(_address(message, "content"))
     for embed in _list(message, "embeds"):
-        yield from _embedded(embed)
+        yield from _embedded(embed, hidden)
 
 
-def _embedded(embed: Mapping[str, Any]) -> Iterator[_Reference]:
+def _embedded(embed: Mapping[str, Any], hidden: str) -> Iterator[_Reference]:
     """The pictures of an embed; thumbnails count only where the message just linked a picture."""
     images = _list(embed, "images") or [_mapping(embed, "image")]
     bare = not any(embed.get(key) for key in ("title", "description", "fields", "author"))
@@ -262,7 +273,14 @@ def _embedded(embed: Mapping[str, Any]) -> Iterator[_Reference]:
             own = _address(embed, "url")
         if not own:
             own = url if is_remote(url) else f"{_address(embed, 'url')}#{number}"
-        yield _Reference(attachment_id=embedded_id(own), url=url, name=own, claimed=True)
+        links = filter(None, (_address(embed, "url"), own))
+        yield _Reference(
+            attachment_id=embedded_id(own),
+            url=url,
+            name=own,
+            spoiler=any(link in hidden for link in links),
+            claimed=True,
+        )
 
 
 def _posted_at(message: Mapping[str, Any], message_id: str) -> datetime:

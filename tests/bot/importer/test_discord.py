@@ -221,6 +221,34 @@ def test_embedded_pictures_have_the_bots_own_ids(tmp_path: Path) -> None:
     assert [one.key for one in found] == [one.key for one in in_payload(payload, guild=None)]
 
 
+@pytest.mark.parametrize(
+    ("content", "hidden"),
+    [
+        ("look: ||https://i.imgur.com/x.png||", True),
+        ("||first|| https://i.imgur.com/x.png ||last||", False),
+        (None, False),
+    ],
+)
+def test_a_link_behind_bars_is_a_spoiler_as_in_discord(
+    tmp_path: Path, content: str | None, *, hidden: bool
+) -> None:
+    link = "https://i.imgur.com/x.png"
+    url = media(tmp_path, "x.png", PNG)
+    embed = {"url": link, "thumbnail": {"url": url, "canonicalUrl": link}, "images": []}
+    words = message(1, content=content, embeds=[embed])
+    forward = message(2, forwardedMessage={"content": content, "embeds": [embed]})
+    found, _ = scan(write(tmp_path / "export.json", [words, forward]))
+    assert [one.spoiler for one in found] == [hidden, hidden]
+
+
+def test_a_picture_that_is_a_spoiler_once_is_one(tmp_path: Path) -> None:
+    url = media(tmp_path, "map.png", PNG)
+    names = ("map.png", "SPOILER_map.png", "map.png")
+    thrice = message(1, attachments=[attachment(1, url, name) for name in names])
+    ((found,), _) = scan(write(tmp_path / "export.json", [thrice]))
+    assert found.spoiler
+
+
 def test_embeds_of_older_exports_have_stable_ids_too(tmp_path: Path) -> None:
     link = "https://i.imgur.com/x.png"
     url = media(tmp_path, "x.png", PNG)
