@@ -116,8 +116,12 @@ def _load_text(folder: Path) -> TextSide | None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     tower = _load(CLIPTextModelWithProjection, folder)
-    with _quiet():
-        reference = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        with _quiet():
+            reference = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = first_line(error)
+        raise ExportError(f"The tokeniser of {folder} cannot be loaded: {reason}") from error
     tokenizer = Tokenizer.from_str(reference.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()

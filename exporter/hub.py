@@ -74,7 +74,10 @@ def locate(model: str, *, revision: str | None, report: Report) -> Source:
         ExportError: There is no such folder or id, it is no CLIP, it is not open to this user, or
             the hub cannot be reached.
     """
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # ~somebody, whom this machine does not know
+        raise ExportError(f"There is no folder {model}.") from None
     if folder.exists():
         return _local(folder, revision)
     if model.startswith((".", "~", "/")) or model.count("/") > 1:

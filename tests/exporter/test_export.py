@@ -243,6 +243,17 @@ def test_a_clip_model_without_a_tokeniser_keeps_its_image_tower(
     assert any("no tokeniser" in line for line in lines)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"model": {"type": "BPE"}}'])
+def test_a_damaged_tokeniser_is_one_sentence(
+    clip_checkpoint: Path, tmp_path: Path, out: Path, content: str
+) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "clip")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ExportError, match=r"tokeniser of .* cannot be loaded") as caught:
+        export_model(str(folder), out)
+    assert "\n" not in str(caught.value)
+
+
 def test_bin_weights(make_vision: Save, tmp_path: Path, out: Path, picture: bytes) -> None:
     make_vision(tmp_path / "bin", safe=False)
     assert not list((tmp_path / "bin").glob("*.safetensors"))

@@ -312,8 +312,9 @@ def test_the_licence_stands_in_the_head_of_the_card(
 
 
 def test_folders_that_are_none_are_sentences(vision_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="There is no folder"):
-        locate(str(tmp_path / "nowhere"), revision=None, report=quiet)
+    for nowhere in (str(tmp_path / "nowhere"), "~/nowhere", "~nobody-here/model"):
+        with pytest.raises(ExportError, match="There is no folder"):
+            locate(nowhere, revision=None, report=quiet)
     with pytest.raises(ExportError, match="is a file"):
         locate(str(vision_checkpoint / "config.json"), revision=None, report=quiet)
     with pytest.raises(ExportError, match=r"has no config\.json"):
