@@ -226,9 +226,13 @@ class Artifact(_Frozen):
             path = self.folder / name
             if path.parent != self.folder:
                 raise StartupError(f"{self.folder / MANIFEST} names a file elsewhere: {name}")
-            if not path.is_file():
+            try:
+                found = sha256_of(path) if path.is_file() else None
+            except OSError as error:
+                raise StartupError(f"{path} cannot be read: {error.strerror}.") from error
+            if found is None:
                 raise StartupError(f"{path} is missing: export the model again.")
-            if sha256_of(path) != expected:
+            if found != expected:
                 raise StartupError(
                     f"{path} is damaged (its SHA-256 differs from the manifest's): "
                     "export or copy the model again."

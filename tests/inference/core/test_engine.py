@@ -306,6 +306,11 @@ def test_a_file_that_differs_from_the_manifests_digest_is_refused(folder: Path) 
     with pytest.raises(StartupError, match=f"{IMAGE_TOWER} is missing: export the model again"):
         Artifact.load(folder)
 
+    # Readable by its rights, for root as well, and yet not to be read.
+    (folder / IMAGE_TOWER).symlink_to("/proc/self/mem")
+    with pytest.raises(StartupError, match=f"{IMAGE_TOWER} cannot be read: "):
+        Artifact.load(folder)
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
