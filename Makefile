@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
+# What failed half-way (venv without ensurepip leaves a python without pip) is made again next time.
+.DELETE_ON_ERROR:
 .PHONY: help demo test check audit format test-exporter proto proto-check retrieval-art samples replies clean
 
 help: ## Shows this list
