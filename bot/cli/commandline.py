@@ -12,6 +12,7 @@ from bot.archive.port import ArchiveError, ImageArchive, Match
 from bot.archive.verifying import verify as verify_archive
 from bot.cli import console
 from bot.cli.bar import Bar
+from bot.cli.waiting import ready
 from bot.current import CurrentClient
 from bot.importer.files import FORMATS_IN_WORDS, UnreadableError, read
 from bot.importer.found import Source, SourceError
@@ -24,10 +25,7 @@ from bot.settings import BotSettings
 from bot.sheet import MOST_TILES, Tile, draw_sheet
 from inference import telemetry
 from inference.client import ClientSettings, EmbeddingClient, ModelInfo
-from inference.errors import InvalidInputError, UnavailableError
-
-# A server that is up answers at once; one that has just been started needs a moment.
-_READY_S = 3.0
+from inference.errors import InvalidInputError
 
 
 def index(
@@ -56,7 +54,7 @@ async def _index(
 ) -> int:
     source = await asyncio.to_thread(make_source)
     async with EmbeddingClient(client_settings) as client:
-        model = await _ready(client, client_settings)
+        model = await ready(client, client_settings)
         async with open_archive(None, settings) as archive:
             current = await archive.current_model()
             with Bar() as bar:
@@ -125,7 +123,7 @@ async def _find(
         open_archive(None, settings, create=False) as archive,
         CurrentClient(client_settings, archive, next_server=settings.next_server) as client,
     ):
-        await _ready(client, client_settings)
+        await ready(client, client_settings)
         model = await client.model()
         verdicts: list[Verdict | None]
         asked: bytes | str
@@ -230,15 +228,6 @@ async def _verify(settings: BotSettings, samples: int) -> int:
         found = await verify_archive(archive, samples=samples, report=console.print_read)
     console.print_verified(found, archive=name_of(None, settings))
     return 1 if found.problems else 0
-
-
-async def _ready(client: EmbeddingClient, settings: ClientSettings) -> ModelInfo:
-    try:
-        return await client.wait_ready(_READY_S)
-    except UnavailableError as error:
-        raise UnavailableError(
-            f"No server answers at {settings.server}: start one with `mapseek serve`."
-        ) from error
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:

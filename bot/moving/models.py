@@ -7,15 +7,15 @@ from pathlib import Path
 
 from bot.archive.opening import open_archive
 from bot.cli.bar import Bar
+from bot.cli.waiting import ready
 from bot.moving.commands import run
 from bot.moving.reembedding import Reembedder
 from bot.moving.showing import print_reembedded, print_switch, say
 from bot.moving.sources import Sources, discord_links, files_by_content
 from bot.settings import BotSettings
 from inference.client import ClientSettings, EmbeddingClient, ModelInfo
-from inference.errors import StartupError, UnavailableError
+from inference.errors import StartupError
 
-_READY_S = 3.0
 # How long a bot may take to store what it had begun to embed with the old model.
 _LATE_POSTS_S = 5.0
 
@@ -60,7 +60,7 @@ async def _reembed(
         open_archive(None, settings, create=False) as archive,
         EmbeddingClient(client_settings) as client,
     ):
-        model = await ready(client, client_settings)
+        model = await ready(client, client_settings, start="mapseek serve --model DIR")
         counts = (await archive.stats()).by_model
         current = await archive.current_model()
         if current is None and len(counts) > 1:
@@ -184,13 +184,3 @@ def _check_held(model_id: str, counts: Mapping[str, int]) -> None:
     if model_id not in counts:
         held = ", ".join(counts) or "nothing"
         raise StartupError(f"The archive has no vectors of {model_id}, only of {held}.")
-
-
-async def ready(client: EmbeddingClient, settings: ClientSettings) -> ModelInfo:
-    """Waits a moment for the server, and says plainly where there is none."""
-    try:
-        return await client.wait_ready(_READY_S)
-    except UnavailableError as error:
-        raise UnavailableError(
-            f"No server answers at {settings.server}: start one with `mapseek serve --model DIR`."
-        ) from error
