@@ -27,8 +27,12 @@ _LONGEST_NAME = 200
 _LONGEST_ID = 20
 _HEAD = 64 * 1024
 
+# Behind the channel's id stand the dates that were asked for, and which part of several it is.
+_DATE = r"\d{4}-\d\d-\d\d"
 _FILE_NAME = re.compile(
-    r"^(?P<name>.*?) ?\[(?P<id>\d{1,20})\](?: \[part \d+\])?\.html?$", re.IGNORECASE
+    r"^(?P<name>.*?) ?\[(?P<id>\d{1,20})\]"
+    rf"(?: \((?:after|before|{_DATE} to) {_DATE}\))?(?: \[part \d+\])?\.html?$",
+    re.IGNORECASE,
 )
 _IMAGE_TITLE = re.compile(r"^Image: (.*) \([^()]*\)$", re.DOTALL)
 # What tells of a server: its icon, and links to messages of the channel that is exported.

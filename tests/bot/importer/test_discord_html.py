@@ -131,9 +131,15 @@ def test_the_server_is_told_by_links_or_must_be_given(
 
 def test_the_channel_is_told_by_the_files_name(tmp_path: Path) -> None:
     groups = [pages.group(pages.message(1, pages.picture(file(tmp_path))))]
-    part = pages.write(tmp_path, groups, name=f"G - general [{CHANNEL}] [part 2].html")
-    ((found,), _) = scan(part)
-    assert (found.channel_id, found.channel) == (CHANNEL, "general")
+    for behind in (
+        " [part 2]",
+        " (after 2024-05-01)",
+        " (before 2024-05-01) [part 3]",
+        " (2023-01-01 to 2024-05-01)",
+    ):
+        part = pages.write(tmp_path, groups, name=f"G - general [{CHANNEL}]{behind}.html")
+        ((found,), _) = scan(part)
+        assert (found.channel_id, found.channel) == (CHANNEL, "general")
     nameless = pages.write(tmp_path, groups, name="page.html")
     _, (aside,) = scan(nameless)
     assert "rename it to NAME [CHANNEL ID].html" in aside.reason
