@@ -438,7 +438,9 @@ class Model(_message.Message):
     HAS_TEXT_FIELD_NUMBER: _builtins.int
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Names the vector space: "NAME@FINGERPRINT", the fingerprint being of the graph's bytes."""
+    """Names the vector space: "NAME@FINGERPRINT", the fingerprint being of the image tower's bytes
+    and of how pictures are prepared for it.
+    """
     name: _builtins.str
     """The checkpoint it was exported from, for example "openai/clip-vit-base-patch32"."""
     revision: _builtins.str
