@@ -82,6 +82,8 @@ class Preprocessor:
         # Pillow reports oddities of a file as warnings, and Python keeps every distinct text for
         # ever: memory that a hostile sender would fill.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        # Pillow has a limit of its own, for the whole process: it must not be the lower one.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_image_pixels)
         self._side = preprocessing.image_size
         self._crop = preprocessing.resize == "crop"
         self._filter = _FILTERS[preprocessing.interpolation]

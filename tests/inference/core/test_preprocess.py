@@ -263,6 +263,14 @@ def test_a_picture_at_the_very_limits_is_accepted() -> None:
     assert preprocessor()(line).shape == (SIDE, SIDE, 3)
 
 
+def test_pillows_own_limit_does_not_undercut_a_higher_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    preprocess = preprocessor(max_image_pixels=200_000_000)
+    # Pillow by itself refuses 180 million, whatever is allowed, and so tells nothing of the size.
+    with pytest.raises(InvalidInputError, match="has 20000 x 15000 pixels, and at most 200,000,0"):
+        preprocess(png_header(20_000, 15_000))
+
+
 @settings(max_examples=400, deadline=None)
 @given(name=EVERY_FILE, part=st.floats(0, 1, exclude_max=True))
 def test_a_picture_that_is_cut_short_is_refused_or_loses_nothing(name: str, part: float) -> None:
