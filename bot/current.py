@@ -71,6 +71,15 @@ class CurrentClient(EmbeddingClient):
             await self._next.__aexit__(kind, error, trace)
         await super().__aexit__(kind, error, trace)
 
+    async def wait_ready(self, timeout_s: float) -> ModelInfo:
+        """Waits until one of the servers serves, each for so long; see `EmbeddingClient`."""
+        try:
+            return await super().wait_ready(timeout_s)
+        except UnavailableError:
+            if self._next is None:
+                raise
+            return await self._next.wait_ready(timeout_s)
+
     async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """The current model, as the server that serves it describes it.
 

@@ -89,8 +89,8 @@ def _why_not(settings: ServerSettings) -> str:
     reason = None
     try:
         _try_to_bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
+        reason = getattr(error, "strerror", None) or str(error)
     if reason is None and settings.tls:
         reason = "the certificate and the key do not fit together, or are damaged"
     return f"MAPSEEK_LISTEN: cannot listen on {address}: {reason or 'gRPC gives no reason'}."

@@ -264,6 +264,7 @@ async def test_the_current_model_decides_which_server_is_asked(
                 with pytest.raises(OtherModelError, match=f"searched with {NEW}"):
                     await call
             await server.stop()
+            assert (await both.wait_ready(0.5)).id == NEW
             assert (await both.model()).id == NEW
             assert (await both.embed(picture_bytes(1))).model_id == NEW
 

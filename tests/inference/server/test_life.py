@@ -375,6 +375,7 @@ RUN = "import sys; from inference.server import run; from inference.settings imp
             {"MAPSEEK_LISTEN": "192.0.2.1:0", "MAPSEEK_INSECURE": "1"},
             "cannot listen on 192.0.2.1:0",
         ),
+        ({"MAPSEEK_LISTEN": "a..b:0", "MAPSEEK_INSECURE": "1"}, "cannot listen on a..b:0"),
     ],
 )
 def test_a_startup_error_is_one_sentence_and_its_own_exit_status(
