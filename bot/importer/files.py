@@ -3,8 +3,10 @@
 import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 # Only the decoders of the formats below: other plug-ins are not even loaded.
@@ -48,6 +50,34 @@ class Contents:
     content_hash: str
     width: int
     height: int
+
+
+def tree(
+    root: Path, *, hidden: bool, unreadable: Callable[[OSError], object] = lambda _: None
+) -> Iterator[Path]:
+    """What is no folder in a folder and in those below it, each folder by names, files first.
+
+    Links to folders are not followed. Depth is no matter, as it is to Python's own walks: they
+    call themselves, and end at some thousand folders.
+
+    Args:
+        root: The folder.
+        hidden: Whether hidden files and folders count.
+        unreadable: Told of folders that cannot be read.
+    """
+    waiting = [root]
+    while waiting:
+        for folder, folders, names in islice(os.walk(waiting.pop(), onerror=unreadable), 1):
+            inner = [Path(folder, name) for name in sorted(folders, reverse=True)]
+            # A path that is too long to be looked at counts as a folder, and so is told of.
+            waiting += [
+                one
+                for one in inner
+                if (hidden or one.name[0] != ".") and not os.path.islink(one)  # noqa: PTH114
+            ]
+            for name in sorted(names):
+                if hidden or name[0] != ".":
+                    yield Path(folder, name)
 
 
 def claims_picture(name: str) -> bool:

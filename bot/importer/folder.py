@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.archive.port import PictureKey
-from bot.importer.files import FORMATS_IN_WORDS, claims_picture, is_picture
+from bot.importer.files import FORMATS_IN_WORDS, claims_picture, is_picture, tree
 from bot.importer.found import Found, SetAside
 
 # What stands for the guild of pictures that no guild has posted.
@@ -28,11 +28,8 @@ def scan(root: Path) -> Iterator[Found | SetAside]:
         yield from _look_at(root, root.parent)
         return
     unreadable: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield from _look_at(Path(folder, name), root)
+    for path in tree(root, hidden=False, unreadable=unreadable.append):
+        yield from _look_at(path, root)
     for error in unreadable:
         yield SetAside(name=_shown(error.filename), reason=f"cannot be read: {error.strerror}")
 

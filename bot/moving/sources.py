@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.archive.port import Picture
-from bot.importer.files import UnreadableError, is_picture, read
+from bot.importer.files import UnreadableError, is_picture, read, tree
 from bot.links import signature_missing
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def files_by_content(folder: Path, report: Callable[[int], None]) -> dict[str, P
         report: Is told how many were read.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in tree(folder, hidden=True):
         try:
             if path.is_file() and is_picture(path):
                 with path.open("rb") as file:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +11,7 @@ from bot.importer import folder
 from bot.importer.files import UnreadableError, read
 from bot.importer.found import Found, SetAside, SourceError
 from bot.importer.source import Kind, open_source
+from bot.moving.sources import files_by_content
 from tests.bot.importer.exports import attachment, media, message, picture_bytes, write
 
 PNG = picture_bytes(0)
@@ -41,6 +44,32 @@ def test_a_tree_of_pictures(tmp_path: Path) -> None:
     assert first.message_link == (root / "a.jpg").as_uri()
     assert (first.guild_id, first.channel_id, first.channel) == ("files", str(root), "maps")
     assert found[2].channel == "maps/deep/er"
+
+
+@pytest.mark.parametrize(
+    "depth", [sys.getrecursionlimit() + 100, os.pathconf("/", "PC_PATH_MAX") // 2]
+)
+def test_a_tree_deeper_than_python_recurses(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    at = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=at)
+        inner = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    file = os.open("b.png", os.O_WRONLY | os.O_CREAT, dir_fd=at)
+    os.write(file, picture_bytes(1))
+    os.close(file)
+    os.close(at)
+    found, aside = split(folder.scan(tmp_path))
+    known = files_by_content(tmp_path, lambda _: None)
+    subprocess.run(["/bin/rm", "-rf", tmp_path / "d"], check=True)  # pytest would recurse
+    if depth < os.pathconf("/", "PC_PATH_MAX") // 2:
+        assert ([one.path.name for one in found], aside) == (["a.png", "b.png"], [])
+        assert len(known) == 2
+    else:  # no path can name what lies at the bottom
+        assert ([one.path.name for one in found], len(known)) == (["a.png"], 1)
+        assert [one.reason for one in aside] == ["cannot be read: File name too long"]
 
 
 def test_ids_stay_until_a_file_changes(tmp_path: Path) -> None:
