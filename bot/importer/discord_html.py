@@ -41,6 +41,8 @@ _LINK = re.compile(rb"https://(?:\w+\.)?discord(?:app)?\.com/channels/(\d{1,20})
 _OVERLAP = 200
 
 _EMBEDDED = frozenset({"chatlog__embed-generic-image", "chatlog__embed-image"})
+# Words that are hidden, with bars around them in Discord.
+_BARS = frozenset({"chatlog__markdown-spoiler--hidden", "spoiler-text--hidden"})
 
 
 class _BrokenError(Exception):
@@ -191,6 +193,9 @@ class _Page(HTMLParser):
         self._user_id = self._author = ""
         self._reads_author = False
         self._hidden = False
+        # How many spans are open in hidden words, and whether the message has a link in such words.
+        self._spans = 0
+        self._hides_link = False
 
     def take(self) -> list[_Reference]:
         """What was found since it was last asked."""
@@ -205,7 +210,8 @@ class _Page(HTMLParser):
         if "data-message-id" in given:
             message_id = given["data-message-id"]
             self._message_id = message_id if _is_id(message_id) else ""
-            self._hidden = False
+            self._hidden = self._hides_link = False
+            self._spans = 0
         if "chatlog__author" in classes or "chatlog__author-name" in classes:
             user_id = given.get("data-user-id", "")
             self._user_id = user_id if _is_id(user_id) else ""
@@ -214,6 +220,9 @@ class _Page(HTMLParser):
             self._hidden = False
         if classes & {"chatlog__attachment--hidden", "spoiler--hidden"}:
             self._hidden = True
+        if tag == "span" and (self._spans or classes & _BARS):
+            self._spans += 1
+        self._hides_link |= tag == "a" and self._spans > 0
         if tag == "img" and self._message_id:
             self._image(given, classes)
 
@@ -232,12 +241,15 @@ class _Page(HTMLParser):
                 author=self._author,
                 url=url,
                 name=(titled[1] if titled else Path(url).name)[:_LONGEST_NAME],
-                spoiler=self._hidden,
+                # An embed does not say which link it belongs to: each is hidden if any of them is.
+                spoiler=self._hidden or (self._hides_link and not attached),
             )
         )
 
-    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 (the parser's signature)
+    def handle_endtag(self, tag: str) -> None:
         self._reads_author = False
+        if tag == "span" and self._spans:
+            self._spans -= 1
 
     def handle_data(self, data: str) -> None:
         if self._reads_author:

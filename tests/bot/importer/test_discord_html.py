@@ -129,6 +129,25 @@ def test_the_server_is_told_by_links_or_must_be_given(
     assert given.message_link.startswith(f"https://discord.com/channels/7/{CHANNEL}/")
 
 
+def test_embeds_of_hidden_links_are_spoilers(tmp_path: Path) -> None:
+    link = '<a href="https://i.imgur.com/x.png">https://i.imgur.com/x.png</a>'
+    bars = '<span class="chatlog__markdown-spoiler chatlog__markdown-spoiler--hidden">'
+    words = (
+        f"{bars}<span>here:</span> {link}</span>",
+        f"{bars}first</span> {link} {bars}last</span>",
+        link,
+    )
+    urls = [file(tmp_path, f"x{number}-0123456789abcde{number}.png") for number in range(6)]
+    messages = [
+        pages.message(number, text, pages.embedded(urls[number]), pages.picture(urls[3 + number]))
+        for number, text in enumerate(words)
+    ]
+    found, aside = scan(pages.write(tmp_path, [pages.group(*messages)]))
+    assert aside == []
+    hidden = {one.path.name[:2]: one.spoiler for one in found}
+    assert hidden == dict.fromkeys(("x1", "x2", "x3", "x4", "x5"), False) | {"x0": True}
+
+
 def test_the_channel_is_told_by_the_files_name(tmp_path: Path) -> None:
     groups = [pages.group(pages.message(1, pages.picture(file(tmp_path))))]
     for behind in (
