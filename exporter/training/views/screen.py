@@ -130,4 +130,5 @@ def _skin(rng: np.random.Generator, size: tuple[int, int], coarse: int) -> Pixel
         return np.full((*size, 3), colour, np.uint8)
     cells = colour + rng.normal(0, rng.uniform(5, 60), (2 * coarse, 2 * coarse, 3))
     skin = np.clip(cells, 0, 255).astype(np.uint8)
-    return cv2.resize(skin, size[::-1], interpolation=cv2.INTER_NEAREST).reshape(*size, 3)
+    enlarged: Pixels = cv2.resize(skin, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return enlarged.reshape(*size, 3)
