@@ -9,8 +9,11 @@ corners are learnt from views whose geometry is known, not through the sampling.
 It travels with a checkpoint as `locator.safetensors`, whose metadata hold its sizes.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
@@ -34,6 +37,9 @@ _MARGIN: Final = 1.3
 
 _CORRECTIONS: Final = 2
 """How often the second network corrects: whoever is far off comes close, then closer."""
+
+_MIDDLE: Final = 0.5
+_LEVELS: Final = 255.0
 
 _LEAST: Final = 1e-4
 _SHRINK: Final = 0.25
@@ -99,20 +105,35 @@ class Locator(nn.Module):
 
     def upright(self, pixels: Tensor, side: int) -> Tensor:
         """Draws the map of each picture upright: float32 [N, 3, side, side] in 0..1."""
-        return sample(pixels, homography(self(pixels)), side)
+        return self.upright_centred(pixels - _MIDDLE, side) + _MIDDLE
+
+    def upright_centred(self, centred: Tensor, side: int) -> Tensor:
+        """The same for pixels whose middle grey is 0, and in their unit."""
+        return sample(centred, homography(self._steps(centred)[-1].corners), side)
 
     def steps(self, pixels: Tensor) -> list[Guess]:
         """Finds the corners, each guess better than the one before."""
-        guesses = [self.first(pixels)]
+        return self._steps(pixels - _MIDDLE)
+
+    def _steps(self, centred: Tensor) -> list[Guess]:
+        guesses = [self.first(centred)]
         for _ in range(_CORRECTIONS):
             # No gradient through the sampling: every guess learns from its own corners alone.
             before = guesses[-1].corners.detach()
-            around = homography(before) * pixels.new_tensor([_MARGIN, _MARGIN, 1.0])
-            found = self.second(sample(pixels, around, self.settings.second_size))
+            around = homography(before) * centred.new_tensor([_MARGIN, _MARGIN, 1.0])
+            found = self.second(sample(centred, around, self.settings.second_size))
             cells = found.opinions.shape[1]
             opinions = apply(around, found.opinions.flatten(1, 2)).unflatten(1, (cells, 4))
             guesses.append(Guess(apply(around, found.corners), opinions))
         return guesses
+
+    def for_levels(self) -> Locator:
+        """A copy whose centred pixels are levels, -127.5..127.5: what no graph has to scale."""
+        copied = deepcopy(self)
+        with torch.no_grad():
+            for network in (copied.first, copied.second):
+                network.stem.weight.mul_(1 / _LEVELS)
+        return copied
 
 
 class _Regressor(nn.Module):
@@ -151,9 +172,16 @@ class _Regressor(nn.Module):
         y, x = torch.meshgrid(at, at, indexing="ij")
         self.register_buffer("cells", torch.stack([x, y], -1).view(1, -1, 1, 2), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Guess:
+    @property
+    def stem(self) -> nn.Conv2d:
+        """The first convolution."""
+        stem = self.near.get_submodule("0.0")
+        assert isinstance(stem, nn.Conv2d)  # noqa: S101 (as it was made)
+        return stem
+
+    def forward(self, centred: Tensor) -> Guess:
         """Says where the corners are."""
-        near = self.near(pixels * 2 - 1)
+        near = self.near(centred)
         far = functional.interpolate(self.far(near), scale_factor=2.0, mode="nearest")
         said = self.votes(torch.cat([near, far], 1)).float().flatten(2).transpose(1, 2)
         opinions = said[..., :8].unflatten(-1, (4, 2)) + self.cells
@@ -230,15 +258,15 @@ def apply(matrices: Tensor, points: Tensor) -> Tensor:
 
 
 @_exactly
-def sample(pixels: Tensor, matrices: Tensor, side: int) -> Tensor:
-    """Draw what a homography's square encloses: [N, 3, side, side]; grey where nothing is."""
-    at = (torch.arange(side, device=pixels.device, dtype=torch.float32) + 0.5) * (2 / side) - 1
+def sample(centred: Tensor, matrices: Tensor, side: int) -> Tensor:
+    """Draw what a homography's square encloses: [N, 3, side, side]; 0, grey, where nothing is."""
+    at = (torch.arange(side, device=centred.device, dtype=torch.float32) + 0.5) * (2 / side) - 1
     x = at[None, :].expand(side, side)
     y = at[:, None].expand(side, side)
     points = torch.stack([x, y], -1).reshape(-1, 2)
     grid = apply(matrices, points).reshape(-1, side, side, 2)
     grid = grid.clamp(-10.0, 10.0)
-    return functional.grid_sample(pixels - 0.5, grid, align_corners=False) + 0.5
+    return functional.grid_sample(centred, grid, align_corners=False)
 
 
 def save(locator: Locator, folder: Path) -> None:

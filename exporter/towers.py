@@ -25,6 +25,8 @@ from exporter.preprocessing import Recipe
 OPSET: Final = 18
 """Has LayerNormalization as one operator, and onnxruntime's three providers all take it."""
 
+_MIDDLE_LEVEL: Final = 127.5
+
 PIXELS: Final = "pixels"
 INPUT_IDS: Final = "input_ids"
 IMAGE_EMBEDS: Final = "image_embeds"
@@ -56,21 +58,22 @@ class ImageTower(nn.Module):
         self.config = copy(tower.config)
         self.config.image_size = recipe.preprocessing.image_size
         self.tower = tower
-        self.finder = finder
+        self.finder = None if finder is None else finder.for_levels()
         self.side = tower.config.image_size
         mean, std = (
             torch.tensor(value, dtype=torch.float64) for value in (recipe.mean, recipe.std)
         )
-        # What the finder reads and gives is 0..1 already.
-        rescale = recipe.rescale if finder is None else 1.0
-        self.register_buffer("scale", (rescale / std).float()[:, None, None])
-        self.register_buffer("shift", (-mean / std).float()[:, None, None])
+        # What the finder gives has its zero at middle grey.
+        middle = 0.0 if finder is None else _MIDDLE_LEVEL
+        self.register_buffer("scale", (recipe.rescale / std).float()[:, None, None])
+        shift = (middle * recipe.rescale - mean) / std
+        self.register_buffer("shift", shift.float()[:, None, None])
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Embeds pictures."""
         channels = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.finder is not None:
-            channels = self.finder.upright(channels * (1 / 255), self.side)
+            channels = self.finder.upright_centred(channels - _MIDDLE_LEVEL, self.side)
         scaled = channels * self.scale + self.shift
         vision = self.tower.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(scaled.to(self.tower.dtype)))

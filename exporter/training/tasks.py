@@ -5,6 +5,7 @@ The tower learns from maps as the trained locator finds them, with all its error
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -20,6 +21,8 @@ from exporter.training.config import Settings
 from exporter.training.losses import LocatorLosses, TowerLosses, corner_loss, tower_loss
 from exporter.training.model import ATTENTION, Network, build_tower, save_folder
 from exporter.training.stream import Corners, Pixels
+
+_LOG: Final = logging.getLogger(__name__)
 
 _BATCH: Final = 64
 """Views that the locator reads at once, where the tower learns behind it."""
@@ -131,7 +134,7 @@ class TowerTask:
         self._finder = finder.to(device).requires_grad_(requires_grad=False)
         self._weights = settings.loss
         self._bf16 = settings.optimiser.bf16
-        tower = _tower(settings, start)
+        tower = _tower_to_train(settings, start)
         self.module = Network(tower, settings.loss.temperature).to(device).train()
         self.average = deepcopy(self.module.tower).requires_grad_(requires_grad=False).eval()
 
@@ -153,7 +156,8 @@ class TowerTask:
         """Whether views of the same map lie together and others do not."""
         count, side = len(batch.pixels), self.module.tower.config.image_size
         moved = move(batch.corners.flatten(0, 1), self._weights.jitter)
-        maps = locator.sample(batch.pixels.flatten(0, 1), locator.homography(moved), side)
+        centred = batch.pixels.flatten(0, 1) - 0.5
+        maps = locator.sample(centred, locator.homography(moved), side) + 0.5
         said = self.module(maps, self._weights.drop if fraction < _DROPS_UNTIL else 0.0)
         archive, query = (
             type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))
@@ -182,12 +186,18 @@ TASKS: dict[str, type[LocatorTask | TowerTask]] = {"locator": LocatorTask, "towe
 
 
 def _tower(settings: Settings, start: Path | None) -> CLIPVisionModelWithProjection:
-    """The tower of a checkpoint folder, if it is of the wanted shape, else a fresh one."""
-    fresh = build_tower(settings.model)
+    """The tower of a checkpoint folder, or a fresh one where there is no folder."""
     if start is None:
-        return fresh
-    found = CLIPVisionModelWithProjection.from_pretrained(start, attn_implementation=ATTENTION)
+        return build_tower(settings.model)
+    return CLIPVisionModelWithProjection.from_pretrained(start, attn_implementation=ATTENTION)
+
+
+def _tower_to_train(settings: Settings, start: Path) -> CLIPVisionModelWithProjection:
+    """The tower of a checkpoint folder if it is of the wanted shape, else a fresh one."""
+    fresh, found = build_tower(settings.model), _tower(settings, start)
     same = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "projection_dim")
-    if any(getattr(found.config, name) != getattr(fresh.config, name) for name in same):
+    differ = [name for name in same if getattr(found.config, name) != getattr(fresh.config, name)]
+    if differ:
+        _LOG.info("a tower from random weights: that of %s has another %s", start, differ[0])
         return fresh
     return found
