@@ -179,6 +179,15 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
         raise typer.Exit
 
 
+def _no_address(path: Path | None) -> Path | None:
+    # A path has lost one of the slashes.
+    if path is not None and str(path).lower().startswith(("https:/", "http:/")):
+        raise typer.BadParameter(
+            "an address is not read from here: download what it leads to, and give that file"
+        )
+    return path
+
+
 @app.callback(invoke_without_command=True)
 def start(
     ctx: typer.Context,
@@ -320,6 +329,7 @@ def index(
         Path,
         typer.Argument(
             metavar="PATH",
+            callback=_no_address,
             show_default=False,
             help="A folder of pictures, a DiscordChatExporter file, or a folder of those.",
         ),
@@ -375,7 +385,12 @@ def index(
 def find(
     image: Annotated[
         Path | None,
-        typer.Argument(metavar="IMAGE", show_default=False, help="The picture to look for."),
+        typer.Argument(
+            metavar="IMAGE",
+            callback=_no_address,
+            show_default=False,
+            help="The picture to look for: a file.",
+        ),
     ] = None,
     text: Annotated[
         str | None,

@@ -114,10 +114,10 @@ def read(path: Path, *, max_bytes: int) -> Contents:
         UnreadableError: It is gone, too long, empty or no plain file.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UnreadableError("is no plain file")
+                raise UnreadableError("is no plain file, but a device or a pipe")
             # It may be growing while it is read.
             data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
     except OSError as error:
@@ -132,6 +132,11 @@ def read(path: Path, *, max_bytes: int) -> Contents:
     return Contents(
         data=data, content_hash=hashlib.sha256(data).hexdigest(), width=width, height=height
     )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a pipe, too, that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def dimensions(data: bytes) -> tuple[int, int]:

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -149,6 +150,20 @@ def test_reading(tmp_path: Path) -> None:
         read(path, max_bytes=100)
     with pytest.raises(UnreadableError, match="no plain file"):
         read(Path(os.devnull), max_bytes=100)
+    with pytest.raises(UnreadableError, match="Is a directory"):
+        read(tmp_path, max_bytes=100)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(read, tmp_path / "pipe.png", max_bytes=100)
+        try:
+            with pytest.raises(UnreadableError, match="a device or a pipe"):
+                reading.result(timeout=10)
+        finally:
+            # A writer lets go whoever waits for one.
+            os.close(os.open(tmp_path / "pipe.png", os.O_RDWR))
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
