@@ -331,7 +331,8 @@ def index(
             metavar="PATH",
             callback=_no_address,
             show_default=False,
-            help="A folder of pictures, a DiscordChatExporter file, or a folder of those.",
+            help="A folder of pictures, a DiscordChatExporter file, or a folder with those at any "
+            "depth.",
         ),
     ],
     kind: Annotated[
@@ -341,7 +342,8 @@ def index(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where the export's media lie, if not beside it (its own --media-dir).",
+            help="Where the export's media lie, if not beside it (its own --media-dir); no exports "
+            "are looked for in there.",
         ),
     ] = None,
     guild: Annotated[
@@ -361,6 +363,8 @@ def index(
     It needs a running server: `mapseek serve`.
 
     Export from Discord with DiscordChatExporter, as JSON (or HTML) and with --media.
+
+    Pictures of your own beside exports are left out: index their folder by itself.
 
     Stopping (Ctrl-C) keeps what was done; the same command goes on from there.
 

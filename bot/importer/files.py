@@ -53,7 +53,11 @@ class Contents:
 
 
 def tree(
-    root: Path, *, hidden: bool, unreadable: Callable[[OSError], object] = lambda _: None
+    root: Path,
+    *,
+    hidden: bool,
+    enters: Callable[[Path], bool] = lambda _: True,
+    unreadable: Callable[[OSError], object] = lambda _: None,
 ) -> Iterator[Path]:
     """What is no folder in a folder and in those below it, each folder by names, files first.
 
@@ -63,6 +67,7 @@ def tree(
     Args:
         root: The folder.
         hidden: Whether hidden files and folders count.
+        enters: Whether a folder below counts.
         unreadable: Told of folders that cannot be read.
     """
     waiting = [root]
@@ -73,7 +78,9 @@ def tree(
             waiting += [
                 one
                 for one in inner
-                if (hidden or one.name[0] != ".") and not os.path.islink(one)  # noqa: PTH114
+                if (hidden or one.name[0] != ".")
+                and not os.path.islink(one)  # noqa: PTH114
+                and enters(one)
             ]
             for name in sorted(names):
                 if hidden or name[0] != ".":
