@@ -1,4 +1,4 @@
-"""Messages that are no protobuf: the caller's fault, and said so.
+"""Messages that are no protobuf, or of too many parts: the caller's fault, and said so.
 
 gRPC itself answers them with UNKNOWN and logs a traceback for every one, so that whoever can reach
 the port could fill the log. It does so for metadata that is no UTF-8, too, and writes the value
@@ -6,8 +6,8 @@ down, a secret as it may be.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,13 +15,18 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from inference.errors import InvalidInputError
+from inference.fields import Bound
 from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
-
-# Stands in the place of a message that cannot be parsed, until there is a call to answer.
-_MALFORMED = object()
 
 # Who logs metadata that is no UTF-8, and in which words; it is read as Latin-1 then.
 _METADATA_LOGGER, _NO_TEXT = "grpc._cython.cygrpc", "Invalid encoding on"
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands in the place of a message that is refused, until there is a call to answer."""
+
+    error: str
 
 
 class MalformedInterceptor(grpc.aio.ServerInterceptor):
@@ -30,10 +35,12 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
     Args:
         services: Full names of the services to guard; their methods are coroutines, or
             bidirectional and yield their answers.
+        bounds: By the path of a method, how many parts its messages may have.
     """
 
-    def __init__(self, *services: str) -> None:
+    def __init__(self, *services: str, bounds: Mapping[str, Bound] | None = None) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)
+        self._bounds = bounds or {}
         # By method: the handler that was wrapped, and what became of it.
         self._wrapped: dict[str, tuple[Any, Handler]] = {}
         logging.getLogger(_METADATA_LOGGER).addFilter(_is_not_of_metadata)
@@ -41,7 +48,7 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Guards the methods of the service, and passes all others on."""
+        """Guards the methods of the services, and passes all others on."""
         handler: Any = await continuation(handler_call_details)
         # grpc.aio gives the method as text, against its own type.
         method = str(handler_call_details.method)
@@ -59,9 +66,9 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):
         error = f"The message is no request of {name}: it is damaged, or meant for another method."
         around = wrapped(
             handler,
-            unary=partial(_unary, error=error),
-            stream=partial(_stream, error=error),
-            parse=_marking(handler.request_deserializer),
+            unary=_unary,
+            stream=_stream,
+            parse=_marking(handler.request_deserializer, self._bounds.get(method), error),
         )
         self._wrapped[method] = handler, around  # there are only so many methods
         return around
@@ -71,30 +78,36 @@ def _is_not_of_metadata(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_NO_TEXT)
 
 
-def _marking(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _marking(
+    parse: Callable[[bytes], Any], bound: Bound | None, error: str
+) -> Callable[[bytes], Any]:
     def parse_or_mark(data: bytes) -> Any:
         try:
+            if bound is not None:
+                bound.check(data)
             return parse(data)
         except DecodeError:
-            return _MALFORMED
+            return _Malformed(error)
+        except InvalidInputError as refusal:
+            return _Malformed(str(refusal))
 
     return parse_or_mark
 
 
-def _unary(answer: Answer, error: str) -> Answer:
+def _unary(answer: Answer) -> Answer:
     async def guarded(request: Any, context: Any) -> Any:
-        if request is _MALFORMED:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error)
+        if isinstance(request, _Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.error)
         return await answer(request, context)
 
     return guarded
 
 
-def _stream(answer: Answer, error: str) -> Answer:
+def _stream(answer: Answer) -> Answer:
     async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
-            if request is _MALFORMED:
-                raise InvalidInputError(error)
+            if isinstance(request, _Malformed):
+                raise InvalidInputError(request.error)
             yield request
 
     async def guarded(requests: AsyncIterator[Any], context: Any) -> None:

@@ -280,6 +280,11 @@ def _guards(settings: ServerSettings, *, max_batch: int) -> list[grpc.aio.Server
             oip.SERVICE_NAME,
             probes.SERVICE_NAME,
             reflection.SERVICE_NAME,
+            bounds={
+                f"/{service.SERVICE_NAME}/EmbedStream": service.STREAM_BOUND,
+                f"/{oip.SERVICE_NAME}/ModelInfer": wire.bound(max_batch),
+                f"/{oip.SERVICE_NAME}/ModelStreamInfer": wire.bound(max_batch),
+            },
         )
     )
     tokens = settings.tokens()

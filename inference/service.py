@@ -20,10 +20,20 @@ from inference.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from inference.fields import Bound
 from inference.lanes import Lane
 from inference.pipeline import Embedded, Pipeline
 from inference.status import UNFORESEEN, code_of, trailing_of
 from inference.stream import BulkStream, Requests, being_cancelled
+
+# A handful is a good message; so many empty ones take no memory to speak of.
+_MOST_IMAGES = 1024
+STREAM_BOUND = Bound(
+    most=_MOST_IMAGES,
+    within={},
+    error=f"The message has more than {_MOST_IMAGES} images: send them in several messages.",
+)
+"""What a message of EmbedStream must keep to."""
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 

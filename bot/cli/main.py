@@ -179,6 +179,15 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
         raise typer.Exit
 
 
+def _no_address(path: Path | None) -> Path | None:
+    # A path has lost one of the slashes.
+    if path is not None and str(path).lower().startswith(("https:/", "http:/")):
+        raise typer.BadParameter(
+            "an address is not read from here: download what it leads to, and give that file"
+        )
+    return path
+
+
 @app.callback(invoke_without_command=True)
 def start(
     ctx: typer.Context,
@@ -320,8 +329,10 @@ def index(
         Path,
         typer.Argument(
             metavar="PATH",
+            callback=_no_address,
             show_default=False,
-            help="A folder of pictures, a DiscordChatExporter file, or a folder of those.",
+            help="A folder of pictures, a DiscordChatExporter file, or a folder with those at any "
+            "depth.",
         ),
     ],
     kind: Annotated[
@@ -331,7 +342,8 @@ def index(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where the export's media lie, if not beside it (its own --media-dir).",
+            help="Where the export's media lie, if not beside it (its own --media-dir); no exports "
+            "are looked for in there.",
         ),
     ] = None,
     guild: Annotated[
@@ -351,6 +363,8 @@ def index(
     It needs a running server: `mapseek serve`.
 
     Export from Discord with DiscordChatExporter, as JSON (or HTML) and with --media.
+
+    Pictures of your own beside exports are left out: index their folder by itself.
 
     Stopping (Ctrl-C) keeps what was done; the same command goes on from there.
 
@@ -375,7 +389,12 @@ def index(
 def find(
     image: Annotated[
         Path | None,
-        typer.Argument(metavar="IMAGE", show_default=False, help="The picture to look for."),
+        typer.Argument(
+            metavar="IMAGE",
+            callback=_no_address,
+            show_default=False,
+            help="The picture to look for: a file.",
+        ),
     ] = None,
     text: Annotated[
         str | None,

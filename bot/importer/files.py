@@ -53,7 +53,11 @@ class Contents:
 
 
 def tree(
-    root: Path, *, hidden: bool, unreadable: Callable[[OSError], object] = lambda _: None
+    root: Path,
+    *,
+    hidden: bool,
+    enters: Callable[[Path], bool] = lambda _: True,
+    unreadable: Callable[[OSError], object] = lambda _: None,
 ) -> Iterator[Path]:
     """What is no folder in a folder and in those below it, each folder by names, files first.
 
@@ -63,6 +67,7 @@ def tree(
     Args:
         root: The folder.
         hidden: Whether hidden files and folders count.
+        enters: Whether a folder below counts.
         unreadable: Told of folders that cannot be read.
     """
     waiting = [root]
@@ -73,7 +78,9 @@ def tree(
             waiting += [
                 one
                 for one in inner
-                if (hidden or one.name[0] != ".") and not os.path.islink(one)  # noqa: PTH114
+                if (hidden or one.name[0] != ".")
+                and not os.path.islink(one)  # noqa: PTH114
+                and enters(one)
             ]
             for name in sorted(names):
                 if hidden or name[0] != ".":
@@ -114,10 +121,10 @@ def read(path: Path, *, max_bytes: int) -> Contents:
         UnreadableError: It is gone, too long, empty or no plain file.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UnreadableError("is no plain file")
+                raise UnreadableError("is no plain file, but a device or a pipe")
             # It may be growing while it is read.
             data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
     except OSError as error:
@@ -132,6 +139,11 @@ def read(path: Path, *, max_bytes: int) -> Contents:
     return Contents(
         data=data, content_hash=hashlib.sha256(data).hexdigest(), width=width, height=height
     )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a pipe, too, that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def dimensions(data: bytes) -> tuple[int, int]:

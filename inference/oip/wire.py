@@ -9,13 +9,29 @@ import grpc.aio
 from google.protobuf.message_factory import GetMessageClass
 from mapseek.oip import open_inference_pb2 as oip
 
+from inference.fields import GROUPS, Bound, Within, fields, tag
+
 # Below this, copying costs less than looking.
 _WORTH_LOOKING_BYTES = 16 * 1024
 # Somebody who sends more fields than any client does shall not be read in Python.
 _MOST_FIELDS = 64
-_RAW = oip.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
-# How fields lie on the wire.
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_RAW = tag(oip.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER)
+# Beside the elements of a batch: inputs, outputs, parameters, and what is in them.
+_MOST_PARTS = 1024
+_TENSOR = oip.ModelInferRequest.InferInputTensor
+_CONTENTS = oip.InferTensorContents
+# Where protobuf makes much of little. Pixels may be many; numbers of other types do not grow.
+_PARTS: Within = {
+    tag(oip.ModelInferRequest.INPUTS_FIELD_NUMBER): {
+        tag(_TENSOR.SHAPE_FIELD_NUMBER): None,
+        tag(_TENSOR.CONTENTS_FIELD_NUMBER): {
+            tag(_CONTENTS.INT_CONTENTS_FIELD_NUMBER): None,
+            tag(_CONTENTS.INT64_CONTENTS_FIELD_NUMBER): None,
+            tag(_CONTENTS.UINT64_CONTENTS_FIELD_NUMBER): None,
+        },
+    },
+    tag(oip.ModelInferRequest.OUTPUTS_FIELD_NUMBER): {},
+}
 
 Buffer = bytes | memoryview
 
@@ -62,39 +78,30 @@ def _split(data: bytes) -> tuple[list[memoryview], list[memoryview]] | None:
     raw: list[memoryview] = []
     rest: list[memoryview] = []
     begin = at = 0
-    for _ in range(_MOST_FIELDS):
-        if at == len(data):
-            rest.append(view[begin:])
-            return raw, rest
-        field, start = _varint(data, at)
-        kind = field & 7
-        if kind == _LENGTH:
-            length, start = _varint(data, start)
-            end = start + length
-        elif kind == _VARINT:
-            _, end = _varint(data, start)
-        elif kind in {_FIXED32, _FIXED64}:
-            end = start + (4 if kind == _FIXED32 else 8)
-        else:
+    for number, (field, start, end) in enumerate(fields(data, 0, len(data))):
+        if number == _MOST_FIELDS or field & 7 in GROUPS:
             return None
-        if start < 0 or not start <= end <= len(data):
-            return None
-        if field == _RAW << 3 | _LENGTH:
+        if field == _RAW:
             rest.append(view[begin:at])
             raw.append(view[start:end])
             begin = end
         at = end
-    return None
+    rest.append(view[begin:])
+    return raw, rest
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends; (0, -1) where there is none."""
-    number = 0
-    for place, byte in enumerate(data[at : at + 5] if at >= 0 else b""):
-        number |= (byte & 0x7F) << (7 * place)
-        if byte < 0x80:  # noqa: PLR2004  the last byte has no high bit
-            return number, at + place + 1
-    return 0, -1
+def bound(max_batch: int) -> Bound:
+    """How many parts a request may have.
+
+    Args:
+        max_batch: Most elements of one request.
+    """
+    return Bound(
+        most=max_batch + _MOST_PARTS,
+        within=_PARTS,
+        error=f"The request has more than {max_batch + _MOST_PARTS} parts, and at most "
+        f"{max_batch} elements are taken at once: send several requests.",
+    )
 
 
 def add_to(server: grpc.aio.Server, service: Any) -> None:

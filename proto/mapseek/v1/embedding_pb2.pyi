@@ -128,7 +128,7 @@ class EmbedStreamRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamImage]:
-        """Together at most Limits.max_message_bytes; a handful of images is a good message."""
+        """Together at most Limits.max_message_bytes, and at most 1024; a handful is a good message."""
 
     def __init__(
         self,

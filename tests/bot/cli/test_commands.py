@@ -177,6 +177,14 @@ def test_find_wants_a_picture_or_words(arguments: list[str]) -> None:
     assert "give a picture or --text, and not both" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["find", "index"])
+def test_an_address_is_no_file(command: str) -> None:
+    done = run(command, "https://example.org/map.png")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+    assert "an address is not read from here: download what it leads to" in said
+
+
 def test_a_wrong_setting_names_its_variable() -> None:
     assert_fails(run("stats", MAPSEEK_RESULTS="many"), 2, "MAPSEEK_RESULTS: ")
 

@@ -11,6 +11,7 @@ from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import PictureKey
 from bot.importer import discord, discord_html
 from bot.importer.found import Found, SetAside, Source
+from bot.importer.source import open_source
 from bot.importer.wanted import wanted
 from bot.ingest.forgotten import Forgotten
 from bot.ingest.state import open_state
@@ -70,6 +71,24 @@ async def test_exports_of_both_kinds_in_one_run_are_one_picture_each(
         5000 + number for number in range(count)
     ]
     assert run.progress.done == run.progress.total == count * len(order.split())
+
+
+async def test_exports_in_folders_of_folders_are_one_picture_each_and_the_next_run_knows_them(
+    server: ToyServer, tmp_path: Path
+) -> None:
+    for year in ("2024", "2025"):
+        folder = tmp_path / "exports" / "Map guild" / year
+        folder.mkdir(parents=True)
+        url = media(folder, FILE, picture_bytes(1))
+        media(folder, "avatar-0123456789abcdef.png", picture_bytes(2))
+        write(folder / "export.json", [message(1, attachments=[attachment(1, url)])])
+        pages.write(folder, [pages.group(pages.message(1, pages.picture(url)))])
+    source = open_source(tmp_path / "exports")
+    run = await index(server, source)
+    assert run.progress.done == run.progress.total == 4
+    assert [one.picture.key.attachment_id for one in await entries()] == ["5001"]
+    again = await index(server, source)
+    assert (again.progress.stored, again.progress.known, server.engine.pictures) == (0, 4, 1)
 
 
 async def test_an_interrupted_merge_is_finished_by_the_next_run(

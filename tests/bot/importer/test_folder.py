@@ -1,9 +1,12 @@
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from bot.importer.files import UnreadableError, read
 from bot.importer.found import Found, SetAside, SourceError
 from bot.importer.source import Kind, open_source
 from bot.moving.sources import files_by_content
+from tests.bot.importer import pages
 from tests.bot.importer.exports import attachment, media, message, picture_bytes, write
 
 PNG = picture_bytes(0)
@@ -149,6 +153,20 @@ def test_reading(tmp_path: Path) -> None:
         read(path, max_bytes=100)
     with pytest.raises(UnreadableError, match="no plain file"):
         read(Path(os.devnull), max_bytes=100)
+    with pytest.raises(UnreadableError, match="Is a directory"):
+        read(tmp_path, max_bytes=100)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(read, tmp_path / "pipe.png", max_bytes=100)
+        try:
+            with pytest.raises(UnreadableError, match="a device or a pipe"):
+                reading.result(timeout=10)
+        finally:
+            # A writer lets go whoever waits for one.
+            os.close(os.open(tmp_path / "pipe.png", os.O_RDWR))
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
@@ -206,6 +224,73 @@ class TestChoosing:
         (inner / "a.png").write_bytes(PNG)
         write(tmp_path / "export.json", [])
         assert split(open_source(tmp_path)()) == ([], [])
+
+    def test_exports_are_found_at_any_depth_and_nothing_beside_them(self, tmp_path: Path) -> None:
+        """As `-o exports/%G/%T/` lays them out, with a picture beside each kind of folder."""
+        maps, deep = tmp_path / "Map guild" / "Archive", tmp_path / "Other" / "a" / "b" / "c"
+        for number, place in enumerate((maps, deep)):
+            place.mkdir(parents=True)
+            name = f"map-{number:016x}.png"
+            url = media(place, name, picture_bytes(number), export="maps [200].json")
+            media(place, "avatar-0123456789abcdef.png", PNG, export="maps [200].json")
+            write(
+                place / "maps [200].json", [message(number, attachments=[attachment(number, url)])]
+            )
+            (place / "stray.png").write_bytes(PNG)
+        url = media(maps, "map-00000000000000ff.png", picture_bytes(9), export="page.html")
+        pages.write(maps, [pages.group(pages.message(9, pages.picture(url)))])
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "own.png").write_bytes(PNG)
+        source = open_source(tmp_path)
+        found, aside = split(source())
+        assert {one.path.name for one in found} == {
+            "map-0000000000000000.png",
+            "map-0000000000000001.png",
+            "map-00000000000000ff.png",
+        }
+        assert aside == []
+        assert split(source())[0] == found
+        assert split(open_source(tmp_path / "Map guild")())[0] == [
+            one for one in found if one.path.is_relative_to(maps)
+        ]
+
+    def test_what_is_posted_into_a_shared_media_folder_is_no_export(self, tmp_path: Path) -> None:
+        """Of `--media-dir`: its name tells nothing, and the names of its files do."""
+        shared, deep = tmp_path / "media", tmp_path / "deep"
+        forged = [message(1, attachments=[attachment(1, "a.png")])]
+        for place in (shared, deep):
+            place.mkdir()
+            (place / "a.png").write_bytes(PNG)
+            write(place / "posted-0123456789abcdef.json", forged)
+        write(tmp_path / "maps-12345.json", [message(2, attachments=[attachment(2, "deep/a.png")])])
+        found, aside = split(open_source(tmp_path, media=shared)())
+        assert [one.key.attachment_id for one in found] == ["5002"]
+        assert [Path(one.name).parent.name for one in aside] == ["deep"]
+        assert "posted file" in aside[0].reason
+        _, aside = split(open_source(tmp_path)())
+        assert len(aside) == 2
+
+    def test_a_folder_among_exports_that_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = media(tmp_path, "1.png", PNG)
+        write(tmp_path / "export.json", [message(1, attachments=[attachment(1, url)])])
+        (tmp_path / "closed").mkdir()
+        listed = os.scandir
+
+        def scandir(folder: str) -> Any:
+            if Path(folder) == closed:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            return listed(folder)
+
+        monkeypatch.setattr(os, "scandir", scandir)  # root could read it
+        closed = tmp_path / "closed"
+        found, (aside,) = split(open_source(tmp_path)())
+        assert len(found) == 1
+        assert (aside.name, aside.reason) == (str(closed), "cannot be read: Permission denied")
+        closed = tmp_path
+        with pytest.raises(SourceError, match="cannot be read: Permission denied"):
+            open_source(tmp_path)
 
     def test_what_cannot_be_read(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="no file or folder"):

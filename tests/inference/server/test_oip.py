@@ -24,7 +24,7 @@ from inference.errors import InferenceError, InvalidInputError
 from inference.oip import tensors
 from inference.oip.models import served
 from inference.oip.stream import InferStream
-from inference.oip.wire import Request, parse
+from inference.oip.wire import Request, bound, parse
 from inference.server import RunningServer
 from tests.inference.server.fakes import GatedEngine, Start, manifest, picture, stub_of, until
 
@@ -482,6 +482,47 @@ async def test_what_is_no_message_is_an_invalid_argument(server: RunningServer) 
         error = await status(call(b"\xff\xff"))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "no request of ModelInfer" in (error.details() or "")
+
+
+NONE = 10_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": [oip.ModelInferRequest.InferInputTensor()] * NONE},
+        {"outputs": [oip.ModelInferRequest.InferRequestedOutputTensor()] * NONE},
+        {"raw_input_contents": [b""] * NONE},
+        {"parameters": {str(number): oip.InferParameter() for number in range(NONE)}},
+        {"inputs": [{"shape": [0] * 2 * NONE}]},
+        {"inputs": [{"parameters": {str(number): {} for number in range(NONE)}}]},
+        {"inputs": [{"contents": {"bytes_contents": [b""] * NONE}}]},
+        {"inputs": [{"contents": {"int64_contents": [0] * 2 * NONE}}]},
+        {"outputs": [{"parameters": {str(number): {} for number in range(NONE)}}]},
+    ],
+    ids=lambda body: str(body)[:30],
+)
+async def test_countless_parts_are_refused_before_they_are_made(
+    server: RunningServer, body: dict[str, Any]
+) -> None:
+    message = oip.ModelInferRequest(model_name="fake", **body).SerializeToString()
+    path = "/inference.GRPCInferenceService/Model"
+    channel: Any
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        alone = await status(channel.unary_unary(f"{path}Infer")(message))
+        call = channel.stream_stream(f"{path}StreamInfer")(iter([message]))
+        streamed = await status(call.read())
+    for error in (alone, streamed):
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "at most 192 elements are taken at once" in (error.details() or "")
+
+
+def test_many_pixels_and_a_full_batch_are_not_too_many_parts() -> None:
+    message = typed(*[bytes(100)] * 192)
+    message.inputs[0].contents.uint_contents.extend([0xFF] * 192 * 4 * 4 * 3)
+    bound(192).check(message.SerializeToString())
+    with pytest.raises(InvalidInputError, match="more than 1025 parts"):
+        bound(1).check(typed(*[bytes(20)] * 1024).SerializeToString())
 
 
 async def test_both_services_give_the_same_answer(server: RunningServer, client: Any) -> None:

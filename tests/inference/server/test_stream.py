@@ -45,6 +45,18 @@ async def test_every_image_is_answered_under_its_id_and_a_bad_one_is_an_item(stu
     assert error.message == "This is not an image."
 
 
+async def test_countless_images_in_a_message_are_refused_before_they_are_made(stub: Stub) -> None:
+    """Empty ones: they would take 24 times as much memory as they do on the wire."""
+    taken = message(*[(number, b"x" * 20) for number in range(1024)])
+    answers = [answer async for answer in stub.EmbedStream(iter([taken]))]
+    assert len(axes(answers)) == 1024
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.EmbedStream(iter([message(*[(0, b"")] * 10_000)])):
+            pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than 1024 images" in (caught.value.details() or "")
+
+
 async def test_many_images_go_through_a_small_window(start: Start) -> None:
     async with start(stream_window=2, queue_size=2) as server, stub_of(server) as stub:
         await server.ready()

@@ -1,0 +1,128 @@
+"""Fields of a message as they lie on the wire, looked at before protobuf makes objects of them.
+
+An empty part of a message takes two bytes on the wire and up to 84 in memory: the longest message
+that is taken would grow to 0.7 GB. What has more parts than anybody means is refused unread.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from inference.errors import InvalidInputError
+
+# How fields lie on the wire.
+VARINT: Final = 0
+LENGTH: Final = 2
+GROUPS: Final = frozenset({3, 4})  # their begin and their end
+_FIXED: Final = {1: 8, 5: 4}
+
+# A number goes on where its byte has the high bit. Tags and lengths have 32 bits, values 64.
+_MORE = 0x80
+_LONGEST_NUMBER, _LONGEST_VALUE = 5, 10
+# Below this, there is no room for parts that matter: looking costs more.
+_WORTH_COUNTING_BYTES = 16 * 1024
+
+Within: TypeAlias = "Mapping[int, Within | None]"
+"""By tag, which parts have parts of their own: messages, or (None) numbers of a byte each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """How many parts a message may have.
+
+    Attributes:
+        most: The most fields, those of the messages in `within` and its numbers included.
+        within: What of the message is looked into.
+        error: What a caller is told that sends more.
+    """
+
+    most: int
+    within: Within
+    error: str
+
+    def check(self, data: bytes) -> None:
+        """Looks at a message no further than it has to.
+
+        Raises:
+            InvalidInputError: It has more parts.
+            google.protobuf.message.DecodeError: It is no message.
+        """
+        if len(data) < _WORTH_COUNTING_BYTES:
+            return
+        if _count(data, 0, len(data), self.within, self.most) > self.most:
+            raise InvalidInputError(self.error)
+
+
+def tag(number: int, kind: int = LENGTH) -> int:
+    """What stands before a field of this number."""
+    return number << 3 | kind
+
+
+def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The tag of each field between two places, and where its contents begin and end.
+
+    Groups, which no message of ours has, are taken for two fields and what is between them.
+
+    Raises:
+        google.protobuf.message.DecodeError: There is no message.
+    """
+    try:
+        while at < end:
+            given = data[at]
+            at += 1
+            if given >= _MORE:
+                given, at = _number(data, at - 1)
+            kind = given & 7
+            start = at
+            if kind == LENGTH:
+                length = data[at]
+                start = at + 1
+                if length >= _MORE:
+                    length, start = _number(data, at)
+                at = start + length
+            elif kind == VARINT:
+                at = _after_value(data, at)
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            elif kind not in GROUPS:
+                raise DecodeError
+            if at > end:
+                raise DecodeError
+            yield given, start, at
+    except IndexError:
+        raise DecodeError from None
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A tag or a length, and where it ends."""
+    number = 0
+    for place in range(_LONGEST_NUMBER):
+        byte = data[at + place]
+        number |= (byte & ~_MORE) << (7 * place)
+        if byte < _MORE:
+            return number, at + place + 1
+    raise DecodeError
+
+
+def _after_value(data: bytes, at: int) -> int:
+    for place in range(at, at + _LONGEST_VALUE):
+        if data[place] < _MORE:
+            return place + 1
+    raise DecodeError
+
+
+def _count(data: bytes, at: int, end: int, within: Within, most: int) -> int:
+    """How many parts there are between two places; of more than `most`, some of them."""
+    count = 0
+    for given, start, stop in fields(data, at, end):
+        count += 1
+        if given in within:
+            inner = within[given]
+            count += (
+                stop - start if inner is None else _count(data, start, stop, inner, most - count)
+            )
+        if count > most:
+            break
+    return count
