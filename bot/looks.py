@@ -53,9 +53,7 @@ _UPRIGHT = {
 }
 
 
-async def embedded_parts(
-    client: EmbeddingClient, image: bytes, *, model_id: str, patience_s: float = _PATIENCE_S
-) -> list[Embedded]:
+async def embedded_parts(client: EmbeddingClient, image: bytes, *, model_id: str) -> list[Embedded]:
     """The vectors of a picture's parts, as many as are to be had soon.
 
     They go in the bulk lane, so that nobody's first look waits for them. What fails, comes late or
@@ -65,16 +63,15 @@ async def embedded_parts(
         client: Embeds.
         image: The encoded file.
         model_id: The model whose vectors count.
-        patience_s: How long to wait for all of them together, in seconds.
     """
     tasks: list[asyncio.Task[Embedded]] = []
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(_PATIENCE_S):
             cut = await loop.run_in_executor(_cutter, parts, image)
             # The server is told the deadline, too.
             tasks = [
-                asyncio.create_task(client.embed(part, lane="bulk", timeout_s=patience_s))
+                asyncio.create_task(client.embed(part, lane="bulk", timeout_s=_PATIENCE_S))
                 for part in cut
             ]
             if tasks:
