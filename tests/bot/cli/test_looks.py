@@ -46,8 +46,9 @@ def assert_parts_of(data: bytes, whole: Image.Image) -> None:
     assert len(cut) == len(PARTS)
     for part, (left, top, right, bottom) in zip(cut, PARTS, strict=True):
         width, height = whole.size
-        box = (left * width, top * height, right * width, bottom * height)
-        expected = reference(encoded(whole.crop(tuple(map(round, box))), "PNG"), TOWER)
+        corners = round(left * width), round(top * height)
+        box = (*corners, round(right * width), round(bottom * height))
+        expected = reference(encoded(whole.crop(box), "PNG"), TOWER)
         seen = reference(part, TOWER)
         assert np.abs(seen.astype(float) - expected).max() < 8
 
