@@ -31,11 +31,11 @@ DISCOUNT = 0.05
 
 # The parts of a smaller picture show nothing.
 _LEAST_SIDE = 32
-# A picture is decoded at a fraction where its sides are this long after it: a part then is four
-# times as long as the bundled model's input, from where on decoding at a fraction changes little.
-_ENOUGH = 1280
+# Width and height that an upright picture keeps where it is decoded at a fraction: every part then
+# has sides four times as long as the bundled model's input, from where on that changes little.
+_ENOUGH = (1280, 1024)
 _JPEG = {"quality": 95, "subsampling": "4:4:4"}
-# Some 0.1 s for a screenshot. Whoever waits for his turn for too long has no parts.
+# For all parts of a picture together, from the cutting to the last vector.
 _PATIENCE_S = 0.5
 
 # Of its own, and of one thread: decoding takes the memory of several pictures, and a thread that is
@@ -51,6 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 async def embedded_parts(client: EmbeddingClient, image: bytes, *, model_id: str) -> list[Embedded]:
@@ -117,10 +118,11 @@ def _upright(data: bytes) -> Image.Image:
     container = read_container(data)
     with Image.open(io.BytesIO(container.data), formats=[container.format]) as image:
         turned = orientation(container.exif or image.info.get("exif", b""))
-        image.draft(None, (_ENOUGH, _ENOUGH))  # JPEG only
+        # Does nothing but for JPEG.
+        image.draft(None, _ENOUGH[::-1] if turned in _SIDEWAYS else _ENOUGH)
         image.load()
-        picture = _reduced(_plain(image))
-    return picture.transpose(_UPRIGHT[turned]) if turned in _UPRIGHT else picture
+        picture = _plain(image)
+    return _reduced(picture.transpose(_UPRIGHT[turned]) if turned in _UPRIGHT else picture)
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -134,7 +136,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    factor = min(picture.size) // _ENOUGH
+    factor = min(picture.width // _ENOUGH[0], picture.height // _ENOUGH[1])
     if factor <= 1:
         return picture
     if picture.mode != "RGBA":

@@ -103,6 +103,8 @@ def test_tiny_parts_are_none(size: tuple[int, int], count: int) -> None:
     [
         ("PNG", (3000, 2600), (1500, 1300)),
         ("JPEG", (2800, 2600), (1400, 1300)),
+        ("PNG", (3840, 2160), (1920, 1080)),
+        ("JPEG", (3840, 2160), (1920, 1080)),
         ("PNG", (2000, 1400), (2000, 1400)),
         ("JPEG", (2000, 1400), (2000, 1400)),
     ],
@@ -113,6 +115,15 @@ def test_large_pictures_are_made_smaller(
     cut = parts(encoded(Image.new("RGB", size, "teal"), kind))
     with Image.open(io.BytesIO(cut[1])) as left:
         assert left.size == (round(0.6 * reduced[0]), reduced[1])
+
+
+@pytest.mark.parametrize(("width", "reduced"), [(2600, 1300), (2100, 2100)])
+def test_how_small_goes_by_the_upright_picture(width: int, reduced: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cut = parts(encoded(Image.new("RGB", (2600 + 2100 - width, width)), "JPEG", exif=exif))
+    with Image.open(io.BytesIO(cut[1])) as left:
+        assert left.width == round(0.6 * reduced)
 
 
 def test_what_is_behind_transparent_pixels_stays_hidden() -> None:
