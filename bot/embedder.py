@@ -27,6 +27,11 @@ _KEEP_S = 5.0
 _NOTHING = Timings(decode_ms=0, queue_ms=0, inference_ms=0, batch_size=0)
 
 
+def is_known(embedded: Embedded) -> bool:
+    """Whether a vector of an `Embedder` came from the archive: then the file is in there."""
+    return embedded.timings is _NOTHING
+
+
 class Embedder:
     """Embeds pictures by their bytes, each file once for all who want it at a time.
 

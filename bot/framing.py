@@ -13,8 +13,8 @@ JPEG = {"quality": 90, "subsampling": "4:4:4"}
 
 # Pictures come from strangers: what is larger, or of a format that the server does not read,
 # becomes a placeholder.
-_MOST_BYTES = 32 * 1024 * 1024
-_MOST_PIXELS = 40_000_000
+MOST_BYTES = 32 * 1024 * 1024
+MOST_PIXELS = 40_000_000
 
 # What is no larger than this is kept as the file that it is, as most renders of single maps.
 _SMALL_BYTES = 16 * 1024
@@ -43,7 +43,7 @@ def small(data: bytes) -> bytes | None:
 def decoded(data: bytes) -> Image.Image | None:
     """A picture that fits the box, or None where the file must not or cannot be drawn."""
     width, height = dimensions(data)
-    if len(data) > _MOST_BYTES or not 0 < width * height <= _MOST_PIXELS:
+    if len(data) > MOST_BYTES or not 0 < width * height <= MOST_PIXELS:
         return None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:

@@ -1,12 +1,16 @@
 """Finding a picture: the use case behind `mapseek find` and the bot's commands."""
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 
 from opentelemetry import trace
 
-from bot.archive.port import ImageArchive, Match, Query
+from bot.archive.port import ImageArchive, Match, PictureKey, Query
+from bot.looks import DISCOUNT, embedded_parts
 from inference.client import Embedded, EmbeddingClient, Thresholds
 
 _tracer = trace.get_tracer("mapseek.bot")
@@ -46,23 +50,53 @@ class Scope:
 EVERYWHERE = Scope()
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at what is asked about: at a whole picture or at a part of it, or at words.
+
+    Attributes:
+        embedded: Its vector.
+        discount: By how much its similarities count less.
+    """
+
+    embedded: Embedded
+    discount: float = 0.0
+
+
+Again = Callable[[], Awaitable[Sequence[Look]]]
+"""Looks at a picture again; see `look_again`."""
+
+
 async def find(
-    client: EmbeddingClient, archive: ImageArchive, image: bytes, scope: Scope = EVERYWHERE
+    client: EmbeddingClient,
+    archive: ImageArchive,
+    image: bytes,
+    scope: Scope = EVERYWHERE,
+    *,
+    thresholds: Thresholds | None = None,
 ) -> list[Match]:
     """The pictures of the archive that look most like an image, best first.
+
+    Where the first look leaves doubt, the image is looked at again.
 
     Args:
         client: Embeds the image, in the interactive lane.
         archive: Where to look.
         image: The encoded file (PNG, JPEG, WebP, GIF, ...).
         scope: Which part of the archive counts.
+        thresholds: The model's decision points; without any there is one look.
 
     Raises:
         EmbeddingError: The image could not be embedded; the message is meant for people.
         ArchiveError: The archive could not be searched.
     """
     with _tracer.start_as_current_span("mapseek.find", attributes={"mapseek.query": "image"}):
-        return await nearest(archive, await client.embed(image), scope)
+        embedded = await client.embed(image)
+        again = partial(look_again, client, image, embedded.model_id)
+        _, matches = await nearest_or_again(
+            archive, Look(embedded), scope, thresholds=thresholds, again=again
+        )
+        return matches
 
 
 async def find_text(
@@ -79,7 +113,7 @@ async def find_text(
         ArchiveError: The archive could not be searched.
     """
     with _tracer.start_as_current_span("mapseek.find", attributes={"mapseek.query": "text"}):
-        return await nearest(archive, await client.embed_text(text), scope)
+        return await nearest(archive, (Look(await client.embed_text(text)),), scope)
 
 
 def judge(score: float, thresholds: Thresholds | None) -> Verdict | None:
@@ -99,16 +133,84 @@ def judge(score: float, thresholds: Thresholds | None) -> Verdict | None:
     return Verdict.SIMILAR if score >= thresholds.similar else Verdict.NOTHING
 
 
-async def nearest(archive: ImageArchive, asked: Embedded, scope: Scope) -> list[Match]:
-    """The pictures of the archive nearest to an embedding, best first.
+async def nearest(archive: ImageArchive, looks: Sequence[Look], scope: Scope) -> list[Match]:
+    """The pictures of the archive nearest to one or more looks, best first.
+
+    A picture's score is the best that a look gives it, less that look's discount.
+
+    Args:
+        archive: Where to look.
+        looks: All by the same model.
+        scope: Which part of the archive counts.
 
     Raises:
         ArchiveError: The archive could not be searched.
     """
-    return await archive.search(
+    trace.get_current_span().set_attribute("mapseek.looks", len(looks))
+    if len(looks) == 1:
+        return await _search(archive, looks[0], scope)
+    return _merged(await _searched(archive, looks, scope), scope.limit)
+
+
+async def nearest_or_again(
+    archive: ImageArchive,
+    first: Look,
+    scope: Scope,
+    *,
+    thresholds: Thresholds | None,
+    again: Again,
+) -> tuple[tuple[Look, ...], list[Match]]:
+    """`nearest` by one look, and by more where its best match is not surely the same map.
+
+    Args:
+        archive: Where to look.
+        first: At the whole picture.
+        scope: Which part of the archive counts.
+        thresholds: The decision points of the first look's model; without any there is no doubt.
+        again: Looks further.
+
+    Returns:
+        All looks that were taken, and what they found.
+
+    Raises:
+        ArchiveError: The archive could not be searched.
+    """
+    matches = await nearest(archive, (first,), scope)
+    # Where nothing is in scope, another look finds nothing either.
+    if thresholds is None or not matches or matches[0].score >= thresholds.same:
+        return (first,), matches
+    more = await again()
+    if not more:
+        return (first,), matches
+    found = [matches, *await _searched(archive, more, scope)]
+    trace.get_current_span().set_attribute("mapseek.looks", 1 + len(more))
+    return (first, *more), _merged(found, scope.limit)
+
+
+async def look_again(client: EmbeddingClient, image: bytes, model_id: str) -> list[Look]:
+    """Looks at the parts of a picture, as many as are embedded soon; see `bot.looks`."""
+    found = await embedded_parts(client, image, model_id=model_id)
+    return [Look(embedded, DISCOUNT) for embedded in found]
+
+
+async def _searched(
+    archive: ImageArchive, looks: Iterable[Look], scope: Scope
+) -> list[list[Match]]:
+    """What each look finds, with the scores that count."""
+    searches = [asyncio.create_task(_search(archive, look, scope)) for look in looks]
+    try:
+        return await asyncio.gather(*searches)
+    finally:
+        for search in searches:
+            search.cancel()
+        await asyncio.gather(*searches, return_exceptions=True)
+
+
+async def _search(archive: ImageArchive, look: Look, scope: Scope) -> list[Match]:
+    matches = await archive.search(
         Query(
-            embedding=asked.embedding,
-            model_id=asked.model_id,
+            embedding=look.embedded.embedding,
+            model_id=look.embedded.model_id,
             limit=scope.limit,
             guild_id=scope.guild_id,
             channel_ids=scope.channel_ids,
@@ -118,3 +220,24 @@ async def nearest(archive: ImageArchive, asked: Embedded, scope: Scope) -> list[
             posted_before=scope.posted_before,
         )
     )
+    if look.discount:
+        return [replace(match, score=match.score - look.discount) for match in matches]
+    return matches
+
+
+def _merged(found: Sequence[list[Match]], limit: int) -> list[Match]:
+    """The best of what several searches found, each picture once, in the order of the port.
+
+    It is exact: what belongs to the first matches of all is among the first of a search.
+    """
+    best: dict[PictureKey, Match] = {}
+    for match in (match for matches in found for match in matches):
+        known = best.get(match.picture.key)
+        if known is None or match.score > known.score:
+            best[match.picture.key] = match
+    return sorted(best.values(), key=_place)[:limit]
+
+
+def _place(match: Match) -> tuple[float, datetime, str, str]:
+    picture = match.picture
+    return -match.score, picture.posted_at, picture.key.message_id, picture.key.attachment_id

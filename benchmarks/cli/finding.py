@@ -164,14 +164,16 @@ def retrieval(
     views: Annotated[
         list[str] | None,
         typer.Option(
-            help="Ways of looking at a query: full, centre, mean2, max2, mean3, max3, grid; "
-            "repeat. [full]"
+            help="Ways of looking at a query: full, centre, mean2, max2, mean3, max3, grid, looks "
+            "(as `find` and the bot do where in doubt); repeat. [full]"
         ),
     ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Write thresholds into the manifest of the first --model."
+            "--calibrate",
+            help="Write thresholds into the manifest of the first --model, chosen by the first of "
+            "the --views.",
         ),
     ] = False,
     failures: Annotated[

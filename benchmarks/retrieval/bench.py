@@ -62,7 +62,8 @@ class RetrievalOptions:
         seed: Decides everything random.
         distractors: How many other maps are put into the archive.
         views: Ways of looking at the queries, by name.
-        calibrate: Whether thresholds are written into the first model's manifest.
+        calibrate: Whether thresholds are written into the first model's manifest, chosen by the
+            first of the views.
         failures: How many failures of each kind of query are drawn.
         show: Sources whose pictures `examples.png` may show; none: all.
         cache: Folder of what is drawn and embedded.
@@ -117,14 +118,15 @@ class _Bench:
         }
         rankings: dict[tuple[str, str], Ranking] = {}
         crowded: dict[tuple[str, str], Ranking] = {}
+        discount = VIEWS[views].discount
         for query in tables.QUERIES:
             vectors = self._queries(embedder, query, views)
             for archive, known in archives.items():
-                rankings[archive, query] = rank(vectors, known)
+                rankings[archive, query] = rank(vectors, known, discount)
                 if archive in others:
                     full = np.concatenate([known, others[archive]])
-                    crowded[archive, query] = rank(vectors, full)
-        unseen = rank(self._queries(embedder, UNSEEN, views), archives["posts"])
+                    crowded[archive, query] = rank(vectors, full, discount)
+        unseen = rank(self._queries(embedder, UNSEEN, views), archives["posts"], discount)
         files = [one.files[query] for one in self.maps[:_TIMED] for query in tables.QUERIES]
         self.say(f"timing {named}")(0)
         latency = Latency.of(latency_s(embedder, files, VIEWS[views]))

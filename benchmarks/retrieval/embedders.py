@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import Provider
+from bot.looks import DISCOUNT, PARTS
 from inference.artifact import Artifact
 from inference.client import ClientSettings, EmbeddingClient
 from inference.engine import EngineOptions, load_image_engine
@@ -161,10 +162,12 @@ class Views:
     Attributes:
         boxes: Left, top, right, bottom of each part, as fractions of the picture.
         combine: The mean of the embeddings, or for each map the best of them.
+        discount: By how much the similarities of all parts but the first count less.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]
     combine: Literal["mean", "max"]
+    discount: float = 0.0
 
 
 def _centre(side: float) -> tuple[float, float, float, float]:
@@ -182,6 +185,8 @@ VIEWS: dict[str, Views] = {
     "mean3": Views((_WHOLE, _centre(0.8), _centre(0.6)), "mean"),
     "max3": Views((_WHOLE, _centre(0.75), _centre(0.5)), "max"),
     "grid": Views((_WHOLE, _centre(0.7), *_CORNERS), "max"),
+    # What `bot.search` does where the first look leaves doubt.
+    "looks": Views((_WHOLE, *PARTS), "max", DISCOUNT),
 }
 """What `--views` takes."""
 

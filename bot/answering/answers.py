@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import disnake
 from opentelemetry import trace
@@ -15,10 +16,11 @@ from opentelemetry import trace
 from bot.answering.pages import MOST_PAGES, Pages, Reply
 from bot.answering.questions import Question, Questions
 from bot.answering.visibility import may_write, readable_channels, shareable_channels
-from bot.embedder import Embedder
+from bot.embedder import Embedder, is_known
 from bot.ingest.queue import Queue
 from bot.interactions import RefusalError
 from bot.pictures import Sighting, in_channel
+from bot.search import Look, look_again
 from inference.client import Embedded, EmbeddingClient, Thresholds
 
 _tracer = trace.get_tracer("mapseek.bot")
@@ -48,7 +50,7 @@ class Answers:
 
     Args:
         bot: Asks Discord for messages.
-        client: Embeds words.
+        client: Embeds words, and parts of pictures.
         embedder: Embeds pictures.
         pages: Finds, checks and shows.
         queue: Knows the threads that are not in Discord's cache.
@@ -94,26 +96,34 @@ class Answers:
             FetchError: The picture could not be downloaded.
         """
 
-        async def look() -> tuple[tuple[Embedded, Thresholds | None], bytes | None]:
+        async def look() -> tuple[bytes, tuple[Embedded, Thresholds | None], bytes | None]:
             with _tracer.start_as_current_span("mapseek.download"):
                 data = await fetch()
-            return await asyncio.gather(self._embedded(data), self._pages.small(data))
+            return data, *await asyncio.gather(self._embedded(data), self._pages.small(data))
 
-        readable, ((embedded, thresholds), small) = await asyncio.gather(
+        readable, (data, (embedded, thresholds), small) = await asyncio.gather(
             self._readable(asker), look()
         )
         question = Question(
             owner_id=asker.member.id,
             guild_id=asker.guild.id,
             channel_id=asker.channel_id,
-            embedded=embedded,
+            looks=(Look(embedded),),
             thresholds=thresholds,
             shown=small,
             spoiler=spoiler,
             asked=asked,
             choices=tuple(choices),
         )
-        return await self._pages.page(self._questions.keep(question), question, 0, readable)
+        # Of a file that is in the archive there is nothing more to be learnt from its parts.
+        again = partial(look_again, self._client, data, embedded.model_id)
+        return await self._pages.page(
+            self._questions.keep(question),
+            question,
+            0,
+            readable,
+            again=None if is_known(embedded) else again,
+        )
 
     async def _embedded(self, data: bytes) -> tuple[Embedded, Thresholds | None]:
         """A picture's vector, and what scores mean."""
@@ -142,7 +152,7 @@ class Answers:
             owner_id=asker.member.id,
             guild_id=asker.guild.id,
             channel_id=asker.channel_id,
-            embedded=embedded,
+            looks=(Look(embedded),),
             thresholds=None,
             shown=words,
         )

@@ -18,7 +18,7 @@ from bot.answering.wording import (
     turning_row,
 )
 from bot.archive.port import ImageArchive, Match, PictureKey
-from bot.search import Scope, Verdict, judge, nearest
+from bot.search import Again, Scope, Verdict, judge, nearest, nearest_or_again
 from bot.sheet import UNDRAWABLE, Tile, draw_reply, keepable
 
 MOST_PAGES = 20
@@ -68,7 +68,13 @@ class Pages:
             return await keepable(data)
 
     async def page(
-        self, token: str, question: Question, page: int, readable: frozenset[str]
+        self,
+        token: str,
+        question: Question,
+        page: int,
+        readable: frozenset[str],
+        *,
+        again: Again | None = None,
     ) -> Reply:
         """One page, which is noted in the question.
 
@@ -77,12 +83,14 @@ class Pages:
             question: What was asked.
             page: Which page; those before it have been shown.
             readable: The channels that count.
+            again: Looks further where the question's one look leaves doubt; its looks are noted in
+                the question, too.
 
         Raises:
             ArchiveError: The archive could not be searched.
         """
         shown = {key for keys in question.pages[:page] for key in keys}
-        hits, more = await self._hits(question, readable, shown)
+        hits, more = await self._hits(question, readable, shown, again)
         question.pages[page : page + 1] = [tuple(hit.match.picture.key for hit in hits)]
         rows = turning_row(
             token,
@@ -124,7 +132,11 @@ class Pages:
         return await self._reply(question, hits, page=page, rows=rows, shared_by=by.display_name)
 
     async def _hits(
-        self, question: Question, readable: frozenset[str], shown: set[PictureKey]
+        self,
+        question: Question,
+        readable: frozenset[str],
+        shown: set[PictureKey],
+        again: Again | None,
     ) -> tuple[list[Hit], bool]:
         """The first hits that still exist and were not shown yet; and whether there may be more."""
         hits: list[Hit] = []
@@ -133,7 +145,8 @@ class Pages:
         # Some to take the places of the deleted, and one to tell whether there is another page.
         limit, at_once = len(shown) + 2 * self._results + 1, self._results
         while True:
-            matches = await self._nearest(question, readable, limit=limit)
+            matches = await self._nearest(question, readable, limit=limit, again=again)
+            again = None
             fresh = [match for match in matches if match.picture.key not in seen]
             over = False
             while fresh and len(hits) < self._results and not over:
@@ -149,18 +162,25 @@ class Pages:
             limit *= 2
 
     async def _nearest(
-        self, question: Question, channels: frozenset[str], *, limit: int
+        self,
+        question: Question,
+        channels: frozenset[str],
+        *,
+        limit: int,
+        again: Again | None = None,
     ) -> list[Match]:
-        return await nearest(
-            self._archive,
-            question.embedded,
-            Scope(
-                limit=limit,
-                guild_id=str(question.guild_id),
-                channel_ids=channels,
-                exclude_message_id=question.asked.message_id if question.asked else None,
-            ),
+        scope = Scope(
+            limit=limit,
+            guild_id=str(question.guild_id),
+            channel_ids=channels,
+            exclude_message_id=question.asked.message_id if question.asked else None,
         )
+        if again is None:
+            return await nearest(self._archive, question.looks, scope)
+        question.looks, matches = await nearest_or_again(
+            self._archive, question.looks[0], scope, thresholds=question.thresholds, again=again
+        )
+        return matches
 
     async def _reply(
         self,

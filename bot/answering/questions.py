@@ -15,13 +15,14 @@ from enum import StrEnum
 
 from bot.archive.port import PictureKey
 from bot.pictures import Sighting
-from inference.client import Embedded, Thresholds
+from bot.search import Look
+from inference.client import Thresholds
 
 _PREFIX = "mapseek:find"
 _CUSTOM_ID = re.compile(
     rf"{_PREFIX}:(pick|page|share|remove):([A-Za-z0-9_-]{{1,32}})(?::([0-9]{{1,3}}))?"
 )
-# A question holds a vector of 2 kB and a small picture: some 10 kB, of noise 100 kB.
+# A question holds up to four vectors of 2 kB and a small picture: some 15 kB, of noise 100 kB.
 _MOST_QUESTIONS = 1_000
 _MOST_BYTES = 16 * 1024 * 1024
 _MOST_OF_A_GUILD = 200
@@ -36,7 +37,7 @@ class Question:
         owner_id: The member; nobody else goes on from the answer.
         guild_id: Where it was asked; nowhere else is it gone on from.
         channel_id: Likewise.
-        embedded: The question's vector.
+        looks: The question's vectors. All pages, and what is shared, go by the same ones.
         thresholds: What scores mean; None where that was not measured, and for words.
         spoiler: Whether the picture itself must stay hidden.
         shown: A small file of it for the sheet, None where it cannot be drawn; or the words.
@@ -49,7 +50,7 @@ class Question:
     owner_id: int
     guild_id: int
     channel_id: int
-    embedded: Embedded
+    looks: tuple[Look, ...]
     thresholds: Thresholds | None
     shown: bytes | str | None
     spoiler: bool = False

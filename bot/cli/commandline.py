@@ -130,7 +130,9 @@ async def _find(
         if isinstance(query, Path):
             asked = await asyncio.to_thread(_query, query, model.limits.max_image_bytes)
             try:
-                matches = await find_image(client, archive, asked, scope)
+                matches = await find_image(
+                    client, archive, asked, scope, thresholds=model.thresholds
+                )
             except InvalidInputError as error:
                 raise InvalidInputError(f"{query}: {error}") from None
             verdicts = [judge(match.score, model.thresholds) for match in matches]

@@ -14,9 +14,10 @@ from benchmarks.cli import app
 from benchmarks.retrieval import builds, fetch_art, unseen
 from benchmarks.retrieval.artwork import Half, Piece, collect
 from benchmarks.retrieval.builds import Relation
-from benchmarks.retrieval.embedders import PerceptualHash
+from benchmarks.retrieval.embedders import VIEWS, PerceptualHash, embed_views
 from benchmarks.retrieval.pictures import KINDS, Map, draw_set
 from benchmarks.server_process import run_server
+from bot import looks
 from exporter.training import art as drawn_art
 from exporter.training import mapart
 from inference.artifact import Artifact, Calibration, Thresholds, replace_manifest
@@ -202,6 +203,22 @@ def test_the_hash_tells_pictures_apart(tmp_path: Path) -> None:
     assert (similar[~np.eye(8, dtype=bool)] < 0.6).all()
 
 
+def test_the_view_of_looks_embeds_what_find_embeds(tmp_path: Path) -> None:
+    hashing, views = PerceptualHash(), VIEWS["looks"]
+    picture = tmp_path / "a.png"
+    Image.fromarray(drawn_art.draw(5, (240, 320))).save(picture)
+
+    (found,) = embed_views(hashing, [picture], views, lambda share: None)
+
+    data = picture.read_bytes()
+    shipped = np.stack(list(hashing.embed(iter([data, *looks.parts(data)]))))
+    assert (views.combine, views.discount) == ("max", looks.DISCOUNT)
+    assert found.shape == shipped.shape
+    # The parts that are shipped are JPEGs: some of a part's 256 bits differ.
+    assert (found * shipped).sum(axis=1).min() > 0.95
+    assert (found @ shipped.T)[~np.eye(4, dtype=bool)].max() < 0.9
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["retrieval", *map(str, arguments)])
 
@@ -210,15 +227,16 @@ def test_the_whole_benchmark(model: Path, art: Path, cache: Path, tmp_path: Path
     out = tmp_path / "retrieval.json"
     what = ("--art", art, "--cache", cache, "--out", tmp_path, "--json", out, "-m", model)
     sizes = ("--maps", 8, "--distractors", 5, "--seed", 3, "--workers", 1, "--failures", 3)
-    done = run(*what, *sizes, "--baseline", "phash", "--views", "full", "--views", "max2")
+    views = ("--views", "full", "--views", "max2", "--views", "looks")
+    done = run(*what, *sizes, "--baseline", "phash", *views)
 
     # The tiny model reaches no target.
     assert done.exit_code == 1, done.output
     assert "MISSED" in done.output
     found = json.loads(out.read_text())
     runs = {one["name"]: one for one in found["data"]["runs"]}
-    assert len(runs) == 4
-    assert {"phash 16x16", "phash 16x16, max2"} < set(runs)
+    assert len(runs) == 6
+    assert {"phash 16x16", "phash 16x16, max2", "phash 16x16, looks"} < set(runs)
     for one in runs.values():
         for task, crowded in zip(one["tasks"], one["with_distractors"], strict=True):
             assert task["queries"] == 8

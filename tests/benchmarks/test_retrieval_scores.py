@@ -43,6 +43,18 @@ def test_of_several_views_the_best_counts() -> None:
     assert rank(queries, archive).rank.tolist() == [2, 1]
 
 
+def test_all_views_but_the_first_count_less() -> None:
+    archive = unit((1, 0), (0, 1))
+    whole, part = unit((1, 0.9), (0.9, 1)), unit((0.1, 1), (1, 0.1))
+    queries = np.stack([whole, part], axis=1)  # the parts see the other map
+    for discount, ranks in ((0.0, [2, 2]), (0.2, [2, 2]), (0.26, [1, 1])):
+        found = rank(queries, archive, discount)
+        assert found.rank.tolist() == ranks
+        seen_by = 0.9 / math.hypot(1, 0.9), 1 / math.hypot(1, 0.1) - discount
+        assert found.rival == pytest.approx([max(seen_by)] * 2)
+    assert rank(queries, archive).own == pytest.approx(rank(queries, archive, 0.5).own)
+
+
 def test_many_queries_are_ranked_in_blocks() -> None:
     rng = np.random.default_rng(0)
     archive = rng.normal(size=(700, 8)).astype(np.float32)

@@ -81,11 +81,17 @@ async def test_a_question_is_followed_from_the_click_to_the_batch(
     call = "mapseek.v1.EmbeddingService/Embed"
     for name in ("mapseek.download", call, "decode", "queue", "archive.search", "mapseek.check"):
         assert name in below, sorted(below)
-    (server,) = [
-        span
-        for _, span in received.spans
-        if (span.trace_id, span.name, span.kind) == (found.trace_id, call, span.SPAN_KIND_SERVER)
-    ]
+    server, *further = sorted(
+        (
+            span
+            for _, span in received.spans
+            if (span.trace_id, span.name, span.kind)
+            == (found.trace_id, call, span.SPAN_KIND_SERVER)
+        ),
+        key=lambda span: span.start_time_unix_nano,
+    )
+    # The bundled model is not sure of this one: parts of it are looked at, as many as come soon.
+    assert 1 <= attributes(found.attributes)["mapseek.looks"] <= 1 + len(further)
     (batch,) = [
         batch
         for batch in received.named("batch")

@@ -102,6 +102,13 @@ def test_the_archive_is_part_of_the_trace(search: Search) -> None:
     assert "archive.upsert" in spans_below(search, search.received.one("mapseek.index"))
 
 
+def test_a_search_tells_how_often_it_looked(search: Search) -> None:
+    counts = {
+        pair.key: pair.value.int_value for pair in search.received.one("mapseek.find").attributes
+    }
+    assert counts["mapseek.looks"] == 1
+
+
 def test_every_stage_has_its_metric(search: Search) -> None:
     stages = {
         (attributes["stage"], attributes["lane"]): count

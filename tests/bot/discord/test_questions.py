@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.answering.questions import Action, Press, Question, Questions, is_ours, press_of
+from bot.search import Look
 from inference.client import Embedded, Timings
 
 
@@ -24,7 +25,7 @@ def question(guild_id: int = 1, shown: bytes | None = None) -> Question:
         owner_id=1,
         guild_id=guild_id,
         channel_id=1,
-        embedded=Embedded(embedding=vector, model_id="toy", timings=timings),
+        looks=(Look(Embedded(embedding=vector, model_id="toy", timings=timings)),),
         thresholds=None,
         shown=shown,
     )
