@@ -116,7 +116,7 @@ async def test_a_call_counts_before_its_message_has_come(start: Start) -> None:
     async with start(max_calls_per_client=1) as server, stub_of(server) as stub:
         await server.ready()
         async with grpc.aio.insecure_channel(server.address) as channel:
-            without_message = channel.stream_stream("/mapseek.v1.EmbeddingService/Embed")
+            without_message: Any = channel.stream_stream("/mapseek.v1.EmbeddingService/Embed")
             held: Any = without_message()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 for _ in range(1000):  # until the server has heard of the other call
