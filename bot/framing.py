@@ -13,8 +13,8 @@ JPEG = {"quality": 90, "subsampling": "4:4:4"}
 
 # Pictures come from strangers: what is larger, or of a format that the server does not read,
 # becomes a placeholder.
-MOST_BYTES = 32 * 1024 * 1024
-MOST_PIXELS = 40_000_000
+_MOST_BYTES = 32 * 1024 * 1024
+_MOST_PIXELS = 40_000_000
 
 # What is no larger than this is kept as the file that it is, as most renders of single maps.
 _SMALL_BYTES = 16 * 1024
@@ -30,6 +30,12 @@ def is_small(data: bytes) -> bool:
     return len(data) <= _SMALL_BYTES and 0 < max(dimensions(data)) <= _SMALL_SIDE
 
 
+def is_bearable(data: bytes) -> bool:
+    """Whether a file of a stranger may be decoded, by its length and by the size it claims."""
+    width, height = dimensions(data)
+    return len(data) <= _MOST_BYTES and 0 < width * height <= _MOST_PIXELS
+
+
 def small(data: bytes) -> bytes | None:
     """What a sheet shows of a picture, as a JPEG; None if it must not or cannot be drawn."""
     picture = decoded(data)
@@ -42,8 +48,7 @@ def small(data: bytes) -> bytes | None:
 
 def decoded(data: bytes) -> Image.Image | None:
     """A picture that fits the box, or None where the file must not or cannot be drawn."""
-    width, height = dimensions(data)
-    if len(data) > MOST_BYTES or not 0 < width * height <= MOST_PIXELS:
+    if not is_bearable(data):
         return None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:

@@ -9,17 +9,18 @@ import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 from PIL import Image
 
 from bot.archive.port import ArchiveError
-from bot.framing import MOST_BYTES, MOST_PIXELS
-from bot.importer.files import dimensions
+from bot.framing import is_bearable
 from inference.client import Embedded, EmbeddingClient
 from inference.containers import orientation, read_container
 from inference.errors import EmbeddingError
+from inference.plain import blendable, plain, upright
 
-PARTS = (
+Box = tuple[float, float, float, float]
+
+PARTS: tuple[Box, ...] = (
     (0.125, 0.125, 0.875, 0.875),  # the centre
     (0.0, 0.0, 0.6, 1.0),
     (0.4, 0.0, 1.0, 1.0),
@@ -42,15 +43,6 @@ _PATIENCE_S = 0.5
 # given up on goes on until it is done.
 _cutter = ThreadPoolExecutor(1, thread_name_prefix="parts")
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _SIDEWAYS = (5, 6, 7, 8)
 
 
@@ -72,8 +64,8 @@ async def embedded_parts(client: EmbeddingClient, image: bytes, *, model_id: str
             cut = await loop.run_in_executor(_cutter, parts, image)
             # The server is told the deadline, too.
             tasks = [
-                asyncio.create_task(client.embed(part, lane="bulk", timeout_s=_PATIENCE_S))
-                for part in cut
+                asyncio.create_task(client.embed(one, lane="bulk", timeout_s=_PATIENCE_S))
+                for one in cut
             ]
             if tasks:
                 await asyncio.wait(tasks)
@@ -100,14 +92,14 @@ def parts(data: bytes) -> list[bytes]:
         Encoded files, or none where the picture is too small, too large, or cannot be decoded:
         what is wrong with it, the first look says.
     """
-    width, height = dimensions(data)
-    if len(data) > MOST_BYTES or not 0 < width * height <= MOST_PIXELS:
+    if not is_bearable(data):
         return []
     try:
-        cut = _cut(_upright(data))
-        if min(side for part in cut for side in part.size) < _LEAST_SIDE:
+        picture = _upright(data)
+        cut = [part(picture, box) for box in PARTS]
+        if min(side for one in cut for side in one.size) < _LEAST_SIDE:
             return []
-        return [_encoded(part) for part in cut]
+        return [_encoded(one) for one in cut]
     except Exception:  # noqa: BLE001 - decoders raise anything over a hostile file
         return []
 
@@ -120,44 +112,22 @@ def _upright(data: bytes) -> Image.Image:
         turned = orientation(container.exif or image.info.get("exif", b""))
         # Does nothing but for JPEG.
         image.draft(None, _ENOUGH[::-1] if turned in _SIDEWAYS else _ENOUGH)
-        image.load()
-        picture = _plain(image)
-    return _reduced(picture.transpose(_UPRIGHT[turned]) if turned in _UPRIGHT else picture)
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # Pillow itself would clip it at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+        picture = plain(image)
+    return _reduced(upright(picture, turned))
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
     factor = min(picture.width // _ENOUGH[0], picture.height // _ENOUGH[1])
-    if factor <= 1:
-        return picture
-    if picture.mode != "RGBA":
-        return picture.reduce(factor)
-    # What a transparent pixel hides must not bleed into its neighbours.
-    return picture.convert("RGBa").reduce(factor).convert("RGBA")
+    return plain(blendable(picture).reduce(factor)) if factor > 1 else picture
 
 
-def _cut(picture: Image.Image) -> list[Image.Image]:
+def part(picture: Image.Image, box: Box) -> Image.Image:
+    """Cuts out what is between left, top, right and bottom, as fractions of the picture."""
+    left, top, right, bottom = box
     width, height = picture.size
-    return [
-        picture.crop(
-            (
-                round(left * width),
-                round(top * height),
-                round(right * width),
-                round(bottom * height),
-            )
-        )
-        for left, top, right, bottom in PARTS
-    ]
+    return picture.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -38,8 +38,10 @@ _MARGIN: Final = 1.3
 _CORRECTIONS: Final = 2
 """How often the second network corrects: whoever is far off comes close, then closer."""
 
+MIDDLE_LEVEL: Final = 127.5
+"""Middle grey among the levels of a byte."""
+
 _MIDDLE: Final = 0.5
-_LEVELS: Final = 255.0
 
 _LEAST: Final = 1e-4
 _SHRINK: Final = 0.25
@@ -105,10 +107,10 @@ class Locator(nn.Module):
 
     def upright(self, pixels: Tensor, side: int) -> Tensor:
         """Draws the map of each picture upright: float32 [N, 3, side, side] in 0..1."""
-        return self.upright_centred(pixels - _MIDDLE, side) + _MIDDLE
+        return draw(pixels, self(pixels), side)
 
     def upright_centred(self, centred: Tensor, side: int) -> Tensor:
-        """The same for pixels whose middle grey is 0, and in their unit."""
+        """The same for pixels whose middle grey is 0: in their unit, and around it."""
         return sample(centred, homography(self._steps(centred)[-1].corners), side)
 
     def steps(self, pixels: Tensor) -> list[Guess]:
@@ -132,7 +134,7 @@ class Locator(nn.Module):
         copied = deepcopy(self)
         with torch.no_grad():
             for network in (copied.first, copied.second):
-                network.stem.weight.mul_(1 / _LEVELS)
+                network.stem.weight.mul_(_MIDDLE / MIDDLE_LEVEL)
         return copied
 
 
@@ -267,6 +269,11 @@ def sample(centred: Tensor, matrices: Tensor, side: int) -> Tensor:
     grid = apply(matrices, points).reshape(-1, side, side, 2)
     grid = grid.clamp(-10.0, 10.0)
     return functional.grid_sample(centred, grid, align_corners=False)
+
+
+def draw(pixels: Tensor, corners: Tensor, side: int) -> Tensor:
+    """Draws upright what corners [N, 4, 2] enclose: [N, 3, side, side] in 0..1, like the pixels."""
+    return sample(pixels - _MIDDLE, homography(corners), side) + _MIDDLE
 
 
 def save(locator: Locator, folder: Path) -> None:

@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from exporter.errors import ExportError
-from exporter.locator import Locator
+from exporter.locator import MIDDLE_LEVEL, Locator
 from exporter.preprocessing import Recipe
 
 OPSET: Final = 18
 """Has LayerNormalization as one operator, and onnxruntime's three providers all take it."""
-
-_MIDDLE_LEVEL: Final = 127.5
 
 PIXELS: Final = "pixels"
 INPUT_IDS: Final = "input_ids"
@@ -64,7 +62,7 @@ class ImageTower(nn.Module):
             torch.tensor(value, dtype=torch.float64) for value in (recipe.mean, recipe.std)
         )
         # What the finder gives has its zero at middle grey.
-        middle = 0.0 if finder is None else _MIDDLE_LEVEL
+        middle = 0.0 if finder is None else MIDDLE_LEVEL
         self.register_buffer("scale", (recipe.rescale / std).float()[:, None, None])
         shift = (middle * recipe.rescale - mean) / std
         self.register_buffer("shift", shift.float()[:, None, None])
@@ -73,7 +71,7 @@ class ImageTower(nn.Module):
         """Embeds pictures."""
         channels = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.finder is not None:
-            channels = self.finder.upright_centred(channels - _MIDDLE_LEVEL, self.side)
+            channels = self.finder.upright_centred(channels - MIDDLE_LEVEL, self.side)
         scaled = channels * self.scale + self.shift
         vision = self.tower.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(scaled.to(self.tower.dtype)))

@@ -24,6 +24,7 @@ from PIL import (
 from inference.artifact import Preprocessing
 from inference.containers import FORMATS, orientation, read_container
 from inference.errors import InvalidInputError
+from inference.plain import blendable, eight_bits, upright
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -48,15 +49,6 @@ _LARGE_AT_ONCE = 2
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # EXIF orientations whose stored columns, or rows, run against those of the upright picture.
 _COLUMNS_REVERSED = (2, 3, 7, 8)
 _ROWS_REVERSED = (3, 4, 6, 7)
@@ -151,11 +143,10 @@ class Preprocessor:
         box = (left / scale, upper / scale, right / scale, lower / scale)
         large = image.width * image.height > _LARGE_PIXELS
         with self._large if large else nullcontext():
-            image = _blendable(image).resize(
+            image = blendable(image).resize(
                 (self._side, self._side), self._filter, box=box, reducing_gap=_REDUCING_GAP
             )
-        if turned in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[turned])
+        image = upright(image, turned)
         if image.mode == "RGBa":
             return _over_ground(np.asarray(image))
         return np.asarray(image.convert("RGB"))
@@ -192,7 +183,7 @@ def reference(data: bytes, preprocessing: Preprocessing) -> Pixels:
     with Image.open(BytesIO(data), formats=FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode == "I;16":
-        image = _eight_bits(image)
+        image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (GROUND, GROUND, GROUND, 255))
@@ -210,24 +201,6 @@ def _scaled(width: int, height: int, side: int) -> tuple[int, int]:
     if width <= height:
         return side, int(side * height / width)
     return int(side * width / height), side
-
-
-def _blendable(image: Image.Image) -> Image.Image:
-    """The picture in a mode whose pixels may be averaged: L, RGB or RGBa."""
-    image.load()
-    if image.mode == "I;16":
-        return _eight_bits(image)
-    if image.has_transparency_data:
-        # Premultiplied: what a transparent pixel hides must not bleed into its neighbours.
-        return image.convert("RGBA").convert("RGBa")
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey picture at 8 bits; Pillow itself would clip it at 255."""
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _over_ground(premultiplied: Pixels) -> Pixels:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import Provider
-from bot.looks import DISCOUNT, PARTS
+from bot.looks import DISCOUNT, PARTS, Box, part
 from inference.artifact import Artifact
 from inference.client import ClientSettings, EmbeddingClient
 from inference.engine import EngineOptions, load_image_engine
@@ -165,12 +165,12 @@ class Views:
         discount: By how much the similarities of all parts but the first count less.
     """
 
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: tuple[Box, ...]
     combine: Literal["mean", "max"]
     discount: float = 0.0
 
 
-def _centre(side: float) -> tuple[float, float, float, float]:
+def _centre(side: float) -> Box:
     return ((1 - side) / 2, (1 - side) / 2, (1 + side) / 2, (1 + side) / 2)
 
 
@@ -238,19 +238,15 @@ def embed_views(
     return stacked
 
 
-def _parts(data: bytes, boxes: Sequence[tuple[float, float, float, float]]) -> Iterator[bytes]:
+def _parts(data: bytes, boxes: Sequence[Box]) -> Iterator[bytes]:
     if tuple(boxes) == (_WHOLE,):
         yield data
         return
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
-    for left, top, right, bottom in boxes:
-        box = (
-            round(left * image.width), round(top * image.height),
-            round(right * image.width), round(bottom * image.height),
-        )  # fmt: skip
+    for box in boxes:
         encoded = io.BytesIO()
-        image.crop(box).save(encoded, "PNG", compress_level=0)
+        part(image, box).save(encoded, "PNG", compress_level=0)
         yield encoded.getvalue()
 
 

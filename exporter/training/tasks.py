@@ -156,8 +156,7 @@ class TowerTask:
         """Whether views of the same map lie together and others do not."""
         count, side = len(batch.pixels), self.module.tower.config.image_size
         moved = move(batch.corners.flatten(0, 1), self._weights.jitter)
-        centred = batch.pixels.flatten(0, 1) - 0.5
-        maps = locator.sample(centred, locator.homography(moved), side) + 0.5
+        maps = locator.draw(batch.pixels.flatten(0, 1), moved, side)
         said = self.module(maps, self._weights.drop if fraction < _DROPS_UNTIL else 0.0)
         archive, query = (
             type(said)(*(part.unflatten(0, (count, 2))[:, which] for part in said))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from bot import looks
+from bot import framing, looks
 from bot.archive.port import ArchiveError
 from bot.looks import PARTS, embedded_parts, parts
 from inference.artifact import Preprocessing
@@ -163,14 +163,14 @@ def test_what_cannot_be_cut_has_no_parts(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "most"), [("MOST_PIXELS", 200 * 120), ("MOST_BYTES", len(PICTURE))]
+    ("limit", "most"), [("_MOST_PIXELS", 200 * 120), ("_MOST_BYTES", len(PICTURE))]
 )
 def test_what_is_over_the_limits_is_not_decoded(
     monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
-    monkeypatch.setattr(looks, limit, most)
+    monkeypatch.setattr(framing, limit, most)
     assert len(parts(PICTURE)) == 3
-    monkeypatch.setattr(looks, limit, most - 1)
+    monkeypatch.setattr(framing, limit, most - 1)
     assert parts(PICTURE) == []
 
 
