@@ -25,6 +25,7 @@ import grpc
 import grpc.aio
 from mapseek.v1 import embedding_pb2 as pb
 
+from benchmarks.http2 import Http2Channel
 from benchmarks.latency import poisson_arrivals
 from benchmarks.peers.http import HttpChannel, as_body
 from inference.errors import StartupError
@@ -188,9 +189,10 @@ class LoadGenerator:
     """Sends prepared requests over one channel.
 
     Args:
-        channel: To the server; one that speaks HTTP can do single calls only.
+        channel: To the server, for single calls.
         requests: Serialised `EmbedRequest` messages, sent round and round.
         metadata: Sent with every request.
+        streams: To the server, for streams; None where it has none.
     """
 
     def __init__(
@@ -198,9 +200,10 @@ class LoadGenerator:
         channel: Any,
         requests: Sequence[bytes],
         metadata: Sequence[tuple[str, str]] = (),
+        streams: Any = None,
     ) -> None:
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
-        self._channel = channel
+        self._streams = streams
         self._requests = requests
         self._metadata = grpc.aio.Metadata(*metadata)
         self._next = 0
@@ -334,7 +337,7 @@ class LoadGenerator:
     async def _streaming(self, images: int) -> AsyncIterator[AsyncIterator[tuple[float, str]]]:
         """A stream that is sent into without end, and the moment and status of each result."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
-        method = self._channel.stream_stream(_STREAM_METHOD)
+        method = self._streams.stream_stream(_STREAM_METHOD)
         call = method(metadata=self._metadata)
         pictures = [pb.EmbedRequest.FromString(request).image for request in self._requests]
 
@@ -389,15 +392,18 @@ async def _serve() -> None:
         return
     requests = _requests(Path(setup["pictures"]))
     metadata = [("authorization", f"Bearer {setup['token']}")] if setup["token"] else []
-    async with grpc.aio.insecure_channel(
-        setup["address"], options=[("grpc.max_send_message_length", -1)]
-    ) as channel:
+    async with (
+        Http2Channel(setup["address"]) as channel,
+        grpc.aio.insecure_channel(
+            setup["address"], options=[("grpc.max_send_message_length", -1)]
+        ) as streams,
+    ):
         try:
-            await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
+            await asyncio.wait_for(streams.channel_ready(), _CONNECT_S)
         except TimeoutError:
             _answer({"error": f"No server answers on {setup['address']}."})
             return
-        await _do_jobs(LoadGenerator(channel, requests, metadata))
+        await _do_jobs(LoadGenerator(channel, requests, metadata, streams))
 
 
 async def _serve_http(setup: dict[str, str]) -> None:

@@ -60,6 +60,16 @@ def tag(number: int, kind: int = LENGTH) -> int:
     return number << 3 | kind
 
 
+def varint(number: int) -> bytes:
+    """A number, not negative, as it lies on the wire."""
+    written = bytearray()
+    while number >= _MORE:
+        written.append(number % _MORE | _MORE)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
 def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The tag of each field between two places, and where its contents begin and end.
 

@@ -20,7 +20,7 @@ from inference.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from inference.fields import Bound
+from inference.fields import Bound, tag, varint
 from inference.lanes import Lane
 from inference.pipeline import Embedded, Pipeline
 from inference.status import UNFORESEEN, code_of, trailing_of
@@ -42,6 +42,8 @@ _LANES = {
     pb.LANE_INTERACTIVE: Lane.INTERACTIVE,
     pb.LANE_BULK: Lane.BULK,
 }
+
+_VALUES = varint(tag(pb.Embedding.DESCRIPTOR.fields_by_name["values"].number))
 
 _log = logging.getLogger(__name__)
 
@@ -213,8 +215,11 @@ async def _abort(context: Context, error: BaseException, message: str) -> NoRetu
 
 
 def _embedding(embedded: Embedded, manifest: Manifest) -> pb.Embedding:
-    # Measured for 512 numbers: through a list 14 us, the array itself 90 to 125 us.
-    return pb.Embedding(values=embedded.embedding.tolist(), model_id=manifest.model_id)
+    # As they lie on the wire, numbers are read in a tenth of the time that a list of them takes.
+    numbers = embedded.embedding.astype("<f4", copy=False).tobytes()
+    message = pb.Embedding.FromString(_VALUES + varint(len(numbers)) + numbers)
+    message.model_id = manifest.model_id
+    return message
 
 
 def _timings(embedded: Embedded) -> pb.Timings:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -19,6 +19,9 @@ from inference.errors import DeadlineError, EmbeddingError, UnavailableError
 
 # How long one attempt of `wait_ready` may take: enough for a slow network.
 _PROBE_S = 5.0
+# How long a call whose server is away waits for a connection before each new attempt: without one,
+# attempts fail at once, faster than gRPC connects again to a server that is back.
+_RECONNECT_S = 0.5
 
 Answer = TypeVar("Answer")
 
@@ -195,7 +198,16 @@ class EmbeddingClient:
                     or _now() + pause_s >= deadline
                 ):
                     raise
+                away = isinstance(error, UnavailableError)
             await asyncio.sleep(pause_s)
+            if away:
+                await self._reconnected(min(_RECONNECT_S, (deadline - _now()) / 2))
+
+    async def _reconnected(self, patience_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                if self._channel is not None:
+                    await self._channel.channel_ready()
 
     def _deadline(self, timeout_s: float | None) -> float:
         return _now() + (self._settings.timeout_s if timeout_s is None else timeout_s)

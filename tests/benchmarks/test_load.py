@@ -13,6 +13,7 @@ from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
 from benchmarks import load
+from benchmarks.http2 import Http2Channel
 from benchmarks.latency import poisson_arrivals
 from benchmarks.load import ClosedLoop, LoadGenerator, OpenLoop, Stream
 from benchmarks.peers.http import HttpChannel, as_body
@@ -118,8 +119,9 @@ async def bulk() -> AsyncIterator[tuple[Bulk, LoadGenerator]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     request = pb.EmbedRequest(image=b"picture").SerializeToString()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield bulk, LoadGenerator(channel, [request])
+    address = f"127.0.0.1:{port}"
+    async with Http2Channel(address) as channel, grpc.aio.insecure_channel(address) as streams:
+        yield bulk, LoadGenerator(channel, [request], streams=streams)
     await server.stop(0)
 
 

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -157,6 +158,17 @@ async def test_calls_go_on_across_a_restart(start: Start) -> None:
             async with start(listen=first.address):
                 answers = await asyncio.gather(*calls)
     assert [int(np.argmax(answer.embedding)) for answer in answers] == list(range(8))
+
+
+async def test_a_server_that_is_back_is_found_however_fast_the_attempts_are(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.client.client.Backoff", partial(Backoff, first_s=0.0))
+    async with start() as first, client_of(first.address) as client:
+        await client.wait_ready(PATIENCE_S)
+        await first.stop()
+        async with start(listen=first.address):
+            assert (await client.embed(picture(1))).model_id
 
 
 # From here on, the server says what the test tells it to.
