@@ -339,19 +339,11 @@ class LoadGenerator:
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._streams.stream_stream(_STREAM_METHOD)
         call = method(metadata=self._metadata)
-        pictures = [pb.EmbedRequest.FromString(request).image for request in self._requests]
+        messages = self._bulk_messages(images)
 
         async def send() -> None:
-            numbers = itertools.count()
-            while True:
-                some = [next(numbers) for _ in range(images)]
-                message = pb.EmbedStreamRequest(
-                    images=[
-                        pb.StreamImage(id=number, image=pictures[number % len(pictures)])
-                        for number in some
-                    ]
-                )
-                await call.write(message.SerializeToString())
+            for message in itertools.cycle(messages):
+                await call.write(message)
 
         async def results() -> AsyncIterator[tuple[float, str]]:
             async for answer in call:
@@ -366,6 +358,19 @@ class LoadGenerator:
             call.cancel()
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
+
+    def _bulk_messages(self, images: int) -> list[bytes]:
+        """Messages with all pictures in turn, until the next would begin with the first again."""
+        pictures = [pb.EmbedRequest.FromString(request).image for request in self._requests]
+        return [
+            pb.EmbedStreamRequest(
+                images=[
+                    pb.StreamImage(id=number, image=pictures[number % len(pictures)])
+                    for number in range(first, first + images)
+                ]
+            ).SerializeToString()
+            for first in range(0, math.lcm(images, len(pictures)), images)
+        ]
 
     async def _send(self, timeout_s: float | None) -> str:
         request = self._requests[self._next]

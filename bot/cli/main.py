@@ -23,6 +23,7 @@ from inference import tether
 _EXTRAS = {
     "aiohttp": "bot",
     "disnake": "bot",
+    "hpack": "bench",
     "matplotlib": "bench",
     "motor": "bot",
     "onnx": "exporter",

@@ -20,7 +20,7 @@ async def serving(
     behaviour: Behaviour, *options: tuple[str, int], port: int = 0
 ) -> AsyncIterator[int]:
     """A real server of gRPC's with one method, `/test/Method`; gives its port."""
-    handler = grpc.unary_unary_rpc_method_handler(behaviour)
+    handler: Any = grpc.unary_unary_rpc_method_handler(behaviour)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), *options])
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test", {"Method": handler})]
