@@ -1,8 +1,9 @@
 """Where and how the server listens: gRPC's options, TLS, and the port."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -39,6 +40,19 @@ def channel_options(settings: ServerSettings) -> Sequence[tuple[str, int]]:
         ("grpc.max_connection_age_ms", 60 * _MINUTE_MS),
         ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
     ]
+
+
+def wait_in_one_place(server: grpc.aio.Server) -> None:
+    """Makes a server wait for calls of all methods together; before services are added to it.
+
+    Generated code asks gRPC to wait for calls of each method apart, beside handlers for them all.
+    It then looks at every place where it waits at every call: 0.2 ms for the twenty methods here.
+    """
+
+    def pass_over(service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """They were added by `add_generic_rpc_handlers` as well."""
+
+    server.add_registered_method_handlers = pass_over  # type: ignore[method-assign]
 
 
 def listen(server: grpc.aio.Server, settings: ServerSettings) -> str:

@@ -1,16 +1,17 @@
 """The port, kept open: gRPC for Python stops listening at a call whose method is no UTF-8.
 
-Any stranger may send one (found by `mapseek bench fuzz`, grpcio 1.85.1), and what gRPC does next is
-unsafe: it frees the places into which its core has yet to write the calls to come, and it waits for
-running calls to end before it says a word. So the places are held on to here, the running calls are
-cut off as UNAVAILABLE, and another server listens on the same address within moments.
+Any stranger may send one (found by `mapseek bench fuzz`, grpcio 1.85.1), and gRPC then waits for
+running calls to end before it says a word. So its loop is watched here, the running calls are cut
+off as UNAVAILABLE, and another server listens on the same address within moments. gRPC also frees
+the places where it waits for further calls, into which its core has yet to write; there must be one
+place only, which is not waited in then, see `bind.wait_in_one_place`.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -24,13 +25,10 @@ _REBINDS = 100
 _REBIND_PAUSE_S = 0.05
 # How long gRPC may take to let go of it.
 _LET_GO_S = 10.0
-# The coroutines of gRPC's that wait for the next call of a method.
-_NEXT_CALL = "AioServer._request_"
+# gRPC's own loop, as its coroutine is called.
+_LOOP = "AioServer._server_main_loop"
 
 _log = logging.getLogger("mapseek.server")
-
-# Set by the first of the tasks below that gRPC gives up; inherited by all tasks of one server.
-_given_up: ContextVar[asyncio.Event] = ContextVar("given_up")
 
 
 class Listener:
@@ -52,17 +50,19 @@ class Listener:
         self._server = build()
         self.address = bind.listen(self._server, settings)
         self._settings = settings.model_copy(update={"listen": self.address})
-        self._stopped = asyncio.Event()
+        self._broke = asyncio.Event()
 
     async def start(self) -> None:
         """Starts answering."""
-        _hold_on_to_next_calls()
-        self._stopped = asyncio.Event()
-        token = _given_up.set(self._stopped)
+        self._broke = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        usual = loop.get_task_factory()
+        # Only here, where gRPC starts its loop: it would cost a little at every task.
+        loop.set_task_factory(partial(_make_task, self._broke))
         try:
             await self._server.start()
         finally:
-            _given_up.reset(token)
+            loop.set_task_factory(usual)
 
     async def keep(self) -> None:
         """Listens anew whenever gRPC stops by itself; runs until it is cancelled.
@@ -75,10 +75,8 @@ class Listener:
             await self._until_it_stops()
             _log.error("gRPC stopped by itself; listening anew")
             async with asyncio.timeout(_LET_GO_S):
-                # The first is only told what gRPC stopped for, and gets no further.
-                for _ in range(2):
-                    with suppress(UnicodeDecodeError):
-                        await self._server.stop(None)
+                with suppress(UnicodeDecodeError):
+                    await self._server.stop(None)
             for left in reversed(range(_REBINDS)):
                 self._server = self._build()
                 try:
@@ -101,8 +99,8 @@ class Listener:
     async def _until_it_stops(self) -> None:
         # A cancelled wait would cancel what `stop` waits for, too.
         ended = asyncio.shield(self._server.wait_for_termination())
-        given_up = asyncio.ensure_future(self._stopped.wait())
-        tasks: set[asyncio.Future[Any]] = {ended, given_up}
+        broke = asyncio.ensure_future(self._broke.wait())
+        tasks: set[asyncio.Future[Any]] = {ended, broke}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -111,36 +109,18 @@ class Listener:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _NextCall(asyncio.Task[Any]):
-    """Waits for the next call of a method, for gRPC.
-
-    gRPC gives these tasks up before its core does, which then writes into memory that is not
-    theirs any more. The first time is told and not obeyed: the core ends them when it is stopped.
-    """
-
-    def __init__(self, coro: Coroutine[Any, Any, Any], given_up: asyncio.Event, **how: Any) -> None:
-        super().__init__(coro, **how)
-        self._given_up = given_up
-        self._asked = False
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self._asked:
-            return super().cancel(msg)
-        self._asked = True
-        self._given_up.set()
-        return False
-
-
-def _hold_on_to_next_calls() -> None:
-    loop = asyncio.get_running_loop()
-    if loop.get_task_factory() is None:
-        loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # the stubs' keywords vary
-
-
 def _make_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **how: Any
+    broke: asyncio.Event,
+    loop: asyncio.AbstractEventLoop,
+    coro: Coroutine[Any, Any, Any],
+    **how: Any,
 ) -> "asyncio.Task[Any]":
-    given_up = _given_up.get(None)
-    if given_up is not None and getattr(coro, "__qualname__", "").startswith(_NEXT_CALL):
-        return _NextCall(coro, given_up, loop=loop, **how)
-    return asyncio.Task(coro, loop=loop, **how)
+    task = asyncio.Task(coro, loop=loop, **how)
+    if getattr(coro, "__qualname__", "") == _LOOP:
+
+        def look(ended: "asyncio.Task[Any]") -> None:
+            if not ended.cancelled() and ended.exception() is not None:
+                broke.set()
+
+        task.add_done_callback(look)
+    return task

@@ -217,6 +217,7 @@ class RunningServer:
             # A far outer guard, which refuses even health probes; admission is the real bound.
             maximum_concurrent_rpcs=max(512, 4 * settings.queue_size),
         )
+        bind.wait_in_one_place(server)
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
         wire.add_to(server, self._oip)

@@ -122,4 +122,3 @@ def add_to(server: grpc.aio.Server, service: Any) -> None:
         )
     generic = grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
     server.add_generic_rpc_handlers((generic,))
-    server.add_registered_method_handlers(descriptor.full_name, handlers)

@@ -240,6 +240,17 @@ async def test_a_method_that_is_no_text_does_not_close_the_port(
             writer.close()
 
 
+async def test_calls_of_all_methods_are_waited_for_in_one_place(start: Start) -> None:
+    async with start() as server, client_of(server.address) as client:
+        await client.wait_ready(30)
+        waiting = [
+            task
+            for task in asyncio.all_tasks()
+            if "AioServer._request_" in getattr(task.get_coro(), "__qualname__", "")
+        ]
+        assert len(waiting) == 1
+
+
 async def test_who_makes_the_server_listen_anew_has_the_same_quota_and_token(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
