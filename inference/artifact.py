@@ -9,7 +9,6 @@ The manifest is written last, so a folder that has one is complete.
 import hashlib
 import json
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -165,7 +164,8 @@ class Manifest(_Frozen):
 
         That is the image tower, and how pictures are prepared for it.
         """
-        return _model_id(self.name, self.sha256[IMAGE_TOWER], self.preprocessing)
+        made_by = f"{self.sha256[IMAGE_TOWER]} {self.preprocessing.model_dump_json()}"
+        return f"{self.name}@{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
 
 class Artifact(_Frozen):
@@ -237,12 +237,6 @@ class Artifact(_Frozen):
                     f"{path} is damaged (its SHA-256 differs from the manifest's): "
                     "export or copy the model again."
                 )
-
-
-@lru_cache(maxsize=16)  # every answer names it
-def _model_id(name: str, image_tower: str, preprocessing: Preprocessing) -> str:
-    made_by = f"{image_tower} {preprocessing.model_dump_json()}"
-    return f"{name}@{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
 
 def replace_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:

@@ -123,9 +123,8 @@ class Batcher(Generic[In, Out]):
         """
         if self._refusal is not None:
             raise fresh(self._refusal)
-        waiter = _Waiter[In, Out](
-            item, lane, self._clock(), asyncio.get_running_loop().create_future()
-        )
+        future: asyncio.Future[Batched[Out]] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(item, lane, self._clock(), future)
         with self._lock:
             self._waiting.put(waiter, lane)
         self._wake.set()

@@ -6,6 +6,7 @@ that is taken would grow to 0.7 GB. What has more parts than anybody means is re
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -60,6 +61,7 @@ def tag(number: int, kind: int = LENGTH) -> int:
     return number << 3 | kind
 
 
+@lru_cache(maxsize=64)  # of the same few lengths
 def varint(number: int) -> bytes:
     """A number, not negative, as it lies on the wire."""
     written = bytearray()

@@ -5,7 +5,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -48,9 +49,10 @@ _VALUES = varint(tag(pb.Embedding.DESCRIPTOR.fields_by_name["values"].number))
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = TypeVar("Answer", pb.EmbedResponse, pb.StreamResult, pb.EmbedTextResponse)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Backend:
     """What answers, once the model is loaded.
 
@@ -63,6 +65,11 @@ class Backend:
     pipeline: Pipeline
     manifest: Manifest
     provider: str
+
+    @cached_property  # every answer names it
+    def model_id(self) -> str:
+        """Name of the vector space."""
+        return self.manifest.model_id
 
     @property
     def has_text(self) -> bool:
@@ -118,9 +125,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
             image, lane = request.image, _LANES.get(request.lane, Lane.INTERACTIVE)
             del request
             embedded = await backend.pipeline.embed(image, lane, wait=False)
-            return pb.EmbedResponse(
-                embedding=_embedding(embedded, backend.manifest), timings=_timings(embedded)
-            )
+            return _told(pb.EmbedResponse(), embedded, backend.model_id)
 
     async def EmbedStream(  # type: ignore[override]  # noqa: N802  the stubs know generators only,
         # but one that is cancelled while it is suspended would not clean up in time
@@ -133,11 +138,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
 
             async def embed(image_id: int, image: bytes) -> pb.StreamResult:
                 embedded = await backend.pipeline.embed(image, Lane.BULK, wait=True)
-                return pb.StreamResult(
-                    id=image_id,
-                    embedding=_embedding(embedded, backend.manifest),
-                    timings=_timings(embedded),
-                )
+                return _told(pb.StreamResult(id=image_id), embedded, backend.model_id)
 
             stream = BulkStream(embed, window=self._stream_window, idle_s=self._stream_idle_s)
             self._streams.add(stream)
@@ -161,9 +162,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
                     f"at most {self._limits.max_text_chars} are accepted."
                 )
             embedded = await backend.pipeline.embed_text(request.text, Lane.INTERACTIVE)
-            return pb.EmbedTextResponse(
-                embedding=_embedding(embedded, backend.manifest), timings=_timings(embedded)
-            )
+            return _told(pb.EmbedTextResponse(), embedded, backend.model_id)
 
     async def GetModel(  # noqa: N802  named by the protocol
         self,
@@ -214,27 +213,24 @@ async def _abort(context: Context, error: BaseException, message: str) -> NoRetu
     await context.abort(code_of(error), message, trailing_of(error))
 
 
-def _embedding(embedded: Embedded, manifest: Manifest) -> pb.Embedding:
+def _told(answer: Answer, embedded: Embedded, model_id: str) -> Answer:
+    """An answer, with the embedding in it and where its time went."""
     # As they lie on the wire, numbers are read in a tenth of the time that a list of them takes.
     numbers = embedded.embedding.astype("<f4", copy=False).tobytes()
-    message = pb.Embedding.FromString(_VALUES + varint(len(numbers)) + numbers)
-    message.model_id = manifest.model_id
-    return message
-
-
-def _timings(embedded: Embedded) -> pb.Timings:
-    return pb.Timings(
-        decode_ms=embedded.decode_s * 1000,
-        queue_ms=embedded.queue_s * 1000,
-        inference_ms=embedded.inference_s * 1000,
-        batch_size=embedded.batch_size,
-    )
+    answer.embedding.MergeFromString(_VALUES + varint(len(numbers)) + numbers)
+    answer.embedding.model_id = model_id
+    timings = answer.timings
+    timings.decode_ms = embedded.decode_s * 1000
+    timings.queue_ms = embedded.queue_s * 1000
+    timings.inference_ms = embedded.inference_s * 1000
+    timings.batch_size = embedded.batch_size
+    return answer
 
 
 def _model(backend: Backend) -> pb.Model:
     manifest = backend.manifest
     model = pb.Model(
-        id=manifest.model_id,
+        id=backend.model_id,
         name=manifest.name,
         revision=manifest.revision,
         dimensions=manifest.dimensions,

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from inference import heap
 from inference.errors import EngineMemoryError, InferenceError, StartupError
 from inference.providers import TENSORRT, Opened
 
@@ -90,6 +91,7 @@ class Tower(Generic[Number]):
         self.cores: Cores | None = None
         self._run: _Run
         self._core_run: _Run | None = None
+        self._on_gpu = choice.on_gpu
         if choice.on_gpu:
             # TensorRT captures by itself; the ids of captured graphs are the CUDA provider's.
             graph_ids = cuda_graph and choice.name != TENSORRT
@@ -139,7 +141,7 @@ class Tower(Generic[Number]):
     def warm_up(self) -> None:
         """Runs every batch size once, largest first, and checks what comes out.
 
-        Largest first, so that memory is taken once and then reused.
+        Largest first, so that memory is taken once and then reused; on a CPU, in large pages.
 
         Raises:
             StartupError: The output is not what the manifest promises, or a run fails.
@@ -148,6 +150,8 @@ class Tower(Generic[Number]):
             if run is not None:
                 for size in reversed(run.sizes):
                     self._try(run, size)
+        if not self._on_gpu:
+            heap.use_large_pages()
 
     def _try(self, run: "_Run", size: int) -> None:
         # Neither constant nor random: every start sees the same values.

@@ -1,7 +1,14 @@
+import ctypes
+import mmap
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from inference import heap
 
 # Large pieces with small ones between them that stay: a heap cannot be cut behind those.
 PROGRAM = """
@@ -48,3 +55,49 @@ def risen(how: str) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="what is told is told to glibc")
 def test_large_pieces_go_back_to_the_system() -> None:
     assert risen("told") < 16
+
+
+def version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+
+
+@pytest.mark.skipif(sys.platform != "linux" or version() < (6, 1), reason="needs Linux 6.1")
+def test_a_full_piece_of_memory_is_moved_into_large_pages() -> None:
+    size = 16 * 2**20
+    pattern = bytes(range(256)) * (size // 256)
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as piece:
+        piece.write(pattern)
+        heap.use_large_pages()
+        assert in_large_pages_kb(piece) >= (size - 2 * 2**21) // 1024
+        assert piece[:] == pattern
+
+
+def test_only_what_is_large_full_and_no_files_is_moved() -> None:
+    entry = "{} {} 00000000 00:00 0 {}\nSize: 1 kB\nKernelPageSize: 4 kB\nRss: {} kB\nPss: 1 kB\n"
+    smaps = "".join(
+        [
+            entry.format("00100000-00900000", "rw-p", "  [heap]", 8192),
+            entry.format("01000000-01800000", "rw-p", "", 132),  # a thread's stack
+            entry.format("02000000-02400000", "r--p", "", 4096),
+            entry.format("03000000-03400000", "rw-p", "  /a/file", 4096),
+            entry.format("04000000-04100000", "rw-p", "", 1024),
+            entry.format("7f0000000000-7f0000200000", "rw-p", "", 2048),
+        ]
+    )
+    assert list(heap._full_pieces(smaps)) == [
+        (0x200000, 0x800000),
+        (0x7F0000000000, 0x7F0000200000),
+    ]
+
+
+def in_large_pages_kb(piece: mmap.mmap) -> int:
+    """Of the entry that a piece of memory lies in, which may hold more than that."""
+    at = ctypes.addressof(ctypes.c_char.from_buffer(piece))
+    for entry in re.split(
+        r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE
+    ):
+        if (found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", entry)) and (
+            int(found[1], 16) <= at < int(found[2], 16)
+        ):
+            return int(re.findall(r"AnonHugePages: +(\d+)", entry)[0])
+    raise AssertionError
