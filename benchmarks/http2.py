@@ -3,7 +3,7 @@
 Unary calls over one connection, as the protocol of gRPC over HTTP/2 has them. Frames are those of
 RFC 9113, and header blocks those of RFC 7541, in a form that depends on no block before it, so that
 one which came or was sent before need not be read or written again. grpcio's own client spends
-five times as much on a call, of the very cores that the server should have.
+nearly twice as much on a call, of the very cores that the server should have.
 """
 
 import asyncio
