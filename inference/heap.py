@@ -24,7 +24,7 @@ _LARGE_BYTES = 6 * 1024 * 1024
 _KEPT_BYTES = 32 * 1024 * 1024
 _ARENAS = 2
 
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+_MADV_COLLAPSE = 25
 _LARGE_PAGE: Final = 2 * 1024 * 1024
 _SMAPS: Final = Path("/proc/self/smaps")
 # Of an entry there: where it begins and ends, that it may be written to and is no file's, and how
@@ -61,8 +61,7 @@ def use_large_pages() -> None:
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         for start, end in _full_pieces(_SMAPS.read_text()):
-            for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-                madvise(start, end - start, advice)
+            madvise(start, end - start, _MADV_COLLAPSE)
 
 
 def _full_pieces(smaps: str) -> Iterator[tuple[int, int]]:

@@ -116,7 +116,7 @@ def test_each_core_runs_batches_of_its_own_where_the_model_is_small(folder: Path
 def test_a_large_model_takes_all_cores_for_one_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load(folder, EngineOptions(provider="cpu", threads=2)).max_batch == 16
+    assert load(folder, EngineOptions(provider="cpu", threads=2)).max_batch == 8
     monkeypatch.setattr(providers, "_SMALL_MODEL_S", 0.0)
     tower = load(folder, EngineOptions(provider="cpu", threads=2))
     assert tower.max_batch == 4
