@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Final
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+# Above this, what is taken while the model is loaded lies apart from the heap. protobuf gives the
+# heap's free pages back at every ten thousandth piece that it frees (`malloc_trim(3)`), and that
+# breaks up the large pages that they are part of.
+_APART_BYTES = 128 * 1024
 # The pixels of a screenshot fit below, and a message with 32 images of 224 x 224 pixels: these come
 # and go in half the time for it (`mapseek bench overhead`).
 _LARGE_BYTES = 6 * 1024 * 1024
@@ -37,15 +41,20 @@ _PIECE: Final = re.compile(
 
 def give_back_large_pieces() -> None:
     """Tells the C library so; does nothing where it is not glibc. Call it before threads start."""
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library, such as musl
-        return
-    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    mallopt(_M_ARENA_MAX, _ARENAS)
+    _set(_M_MMAP_THRESHOLD, _APART_BYTES)
+    _set(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _set(_M_ARENA_MAX, _ARENAS)
+
+
+def keep_middling_pieces() -> None:
+    """Has all but large pieces kept for later. Call it when what stays for good is in memory."""
+    _set(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def _set(what: int, value: int) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, such as musl
+            ctypes.CDLL(None).mallopt(what, value)
 
 
 def use_large_pages() -> None:

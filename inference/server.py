@@ -260,6 +260,7 @@ class RunningServer:
             raise error from None
 
     def _open(self, backend: Backend) -> None:
+        heap.keep_middling_pieces()
         self._oip.open(backend)
         self._service.open(backend)
         self._ready.set()

@@ -19,6 +19,7 @@ from inference import heap
 
 if sys.argv[1] == "told":
     heap.give_back_large_pieces()
+    heap.keep_middling_pieces()
 
 
 def resident_mb():
