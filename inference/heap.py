@@ -1,9 +1,8 @@
 """How the process lies in memory: what goes back to the system, and what lies in large pages.
 
-What is given back, the C library shall pass on at once where it is a large piece.
-
-Left alone, glibc keeps pieces of up to 32 MB for later once such a piece was freed, for each thread
-apart: after some pictures of many megapixels the process is larger for good. `mallopt(3)`.
+Large pieces that are given back go to the system at once. Left alone, glibc keeps pieces of up to
+32 MB for later once such a piece was freed, for each thread apart: after some pictures of many
+megapixels the process is larger for good. `mallopt(3)`.
 
 Smaller pieces are kept in two places for all threads in place of one for each: 30 MB less after
 mixed load, at the same throughput.
