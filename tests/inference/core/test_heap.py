@@ -95,7 +95,8 @@ def test_only_what_is_large_full_and_no_files_is_moved() -> None:
 
 def can_collapse(piece: mmap.mmap) -> bool:
     at = -(-ctypes.addressof(ctypes.c_char.from_buffer(piece)) // 2**21) * 2**21
-    return ctypes.CDLL(None).madvise(ctypes.c_void_p(at), ctypes.c_size_t(2**21), 25) == 0
+    refused: int = ctypes.CDLL(None).madvise(ctypes.c_void_p(at), ctypes.c_size_t(2**21), 25)
+    return not refused
 
 
 def in_large_pages_kb(piece: mmap.mmap) -> int:
