@@ -91,11 +91,11 @@ class Http2Channel:
                     connection = await self._connected()
                     status, answer = await connection.call(block, request)
             except TimeoutError:
-                raise _failed(grpc.StatusCode.DEADLINE_EXCEEDED) from None
+                raise failed(grpc.StatusCode.DEADLINE_EXCEEDED) from None
             except OSError:
-                raise _failed(grpc.StatusCode.UNAVAILABLE) from None
+                raise failed(grpc.StatusCode.UNAVAILABLE) from None
             if status is not grpc.StatusCode.OK:
-                raise _failed(status)
+                raise failed(status)
             return answer
 
         return call
@@ -339,6 +339,7 @@ def _status(block: bytes) -> grpc.StatusCode:
     return statuses.get(found, grpc.StatusCode.UNKNOWN)
 
 
-def _failed(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+def failed(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    """The error that a call of grpcio's raises for a status."""
     empty = grpc.aio.Metadata()
     return grpc.aio.AioRpcError(code, empty, empty)

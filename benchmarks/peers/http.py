@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import grpc.aio
+
+from benchmarks.http2 import failed
 
 _OK = b"200"
 _FULL = (b"429", b"503")
@@ -63,13 +64,13 @@ class HttpChannel:
             async with asyncio.timeout(timeout):
                 status, answer = await self._exchange(body)
         except TimeoutError:
-            raise _failed(grpc.StatusCode.DEADLINE_EXCEEDED) from None
+            raise failed(grpc.StatusCode.DEADLINE_EXCEEDED) from None
         except (OSError, asyncio.IncompleteReadError):
-            raise _failed(grpc.StatusCode.UNAVAILABLE) from None
+            raise failed(grpc.StatusCode.UNAVAILABLE) from None
         if status == _OK:
             return answer
         full = status in _FULL
-        raise _failed(grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL)
+        raise failed(grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL)
 
     async def _exchange(self, body: bytes) -> tuple[bytes, bytes]:
         host, port = self._address.split(":")
@@ -96,8 +97,3 @@ class HttpChannel:
             raise
         self._idle.append(connection)
         return lines[0].split(b" ")[1], answer
-
-
-def _failed(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
-    empty = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(code, empty, empty)
