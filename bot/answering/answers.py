@@ -13,6 +13,7 @@ from functools import partial
 import disnake
 from opentelemetry import trace
 
+from bot.answering.limits import Limits
 from bot.answering.pages import MOST_PAGES, Pages, Reply
 from bot.answering.questions import Question, Questions
 from bot.answering.visibility import may_write, readable_channels, shareable_channels
@@ -54,6 +55,7 @@ class Answers:
         embedder: Embeds pictures.
         pages: Finds, checks and shows.
         queue: Knows the threads that are not in Discord's cache.
+        limits: Knows whether others wait for their turn.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Answers:
         embedder: Embedder,
         pages: Pages,
         queue: Queue,
+        limits: Limits,
     ) -> None:
         self._bot = bot
         self._client = client
         self._embedder = embedder
         self._pages = pages
         self._queue = queue
+        self._limits = limits
         self._questions = Questions()
 
     async def about_picture(
@@ -115,15 +119,20 @@ class Answers:
             asked=asked,
             choices=tuple(choices),
         )
-        # Of a file that is in the archive there is nothing more to be learnt from its parts.
-        again = partial(look_again, self._client, data, embedded.model_id)
         return await self._pages.page(
             self._questions.keep(question),
             question,
             0,
             readable,
-            again=None if is_known(embedded) else again,
+            # Of a file that is in the archive there is nothing more to be learnt from its parts.
+            again=None if is_known(embedded) else partial(self._look_again, data, embedded),
         )
+
+    async def _look_again(self, data: bytes, first: Embedded) -> list[Look]:
+        """Looks at the parts of a picture, unless somebody waits for a first look."""
+        if self._limits.waiting:
+            return []
+        return await look_again(self._client, data, first.model_id)
 
     async def _embedded(self, data: bytes) -> tuple[Embedded, Thresholds | None]:
         """A picture's vector, and what scores mean."""

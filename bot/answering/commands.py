@@ -206,6 +206,7 @@ def make_find(
             embedder=Embedder(client, archive),
             pages=pages,
             queue=queue,
+            limits=limits,
         ),
         fetcher=fetcher,
         delivery=Delivery(limits),

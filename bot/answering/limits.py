@@ -109,6 +109,11 @@ class Limits:
         if wait is not None:
             raise RefusalError(wait)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._line.waiting
+
     def turn(self, *, member_id: int, guild_id: int) -> AbstractAsyncContextManager[None]:
         """Waits for a turn; see `Line.turn`."""
         return self._line.turn(member_id=member_id, guild_id=guild_id)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from bot import looks
+from bot.answering.line import Line
 from tests.bot.discord.conftest import Bot, encoded, map_art
 from tests.bot.discord.loopback import Answer, Discord, Json
 from tests.bot.discord.toy import ToyServer
@@ -86,6 +87,22 @@ async def test_a_picture_that_is_in_the_archive_is_not_looked_at_again(
         assert len(server.lanes) == before
     assert answer.links == [link(other)]
     assert not answer.content.startswith("**This map was posted before")
+
+
+async def test_while_somebody_waits_no_picture_is_looked_at_again(
+    bot: Bot, discord: Discord, server: ToyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bot.running():
+        post = await discord.post(10, map_art(5))
+        await bot.settled(1)
+        before = len(server.lanes)
+        monkeypatch.setattr(Line, "waiting", 1)
+        answer = await discord.use_find(beside(5), member=BOB, channel_id=10)
+        assert server.lanes[before:] == [INTERACTIVE]
+        monkeypatch.setattr(Line, "waiting", 0)
+        await discord.use_find(beside(5), member=BOB, channel_id=10)
+        assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, BULK, BULK, BULK]
+    assert answer.links == [link(post)]
 
 
 async def test_parts_that_fail_or_come_late_are_done_without(
