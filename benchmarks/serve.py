@@ -31,6 +31,10 @@ from inference.errors import StartupError
 # How long a request of an open loop waits for its answer before it counts as failed.
 _PATIENCE_S = 10.0
 
+# An overload goes on until so many more are sent than are answered: the server's queue is then full
+# for half of the time.
+_TOO_MANY = 512
+
 # Images a message of the bulk stream.
 _PER_MESSAGE = 8
 
@@ -190,12 +194,15 @@ class _Rounds:
 
     def _open(self, now: Round, share: float, number: int, *, bulk: int = 0) -> Step:
         def step() -> None:
-            rate = share * self._measured.capacity(max(self._options.callers))
-            if not rate:
+            capacity = self._measured.capacity(max(self._options.callers))
+            if not capacity:
                 raise StartupError("The server answered no call of the closed loop well.")
+            rate, seconds = share * capacity, self._options.seconds
+            if share > 1:
+                seconds = max(seconds, _TOO_MANY / (rate - capacity))
             job = OpenLoop(
                 rate=rate,
-                seconds=self._options.seconds,
+                seconds=seconds,
                 timeout_s=_PATIENCE_S,
                 seed=number,
                 bulk=bulk,

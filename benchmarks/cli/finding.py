@@ -150,7 +150,8 @@ def retrieval(
         typer.Option(metavar="HOST:PORT", help="Measure a running server's model, too."),
     ] = None,
     baseline: Annotated[
-        Literal["phash"] | None, typer.Option(help="Measure a perceptual hash, too.")
+        Literal["phash"] | None,
+        typer.Option(help="Measure a perceptual hash of the whole query, too."),
     ] = None,
     half: Annotated[
         Literal["validation", "test"],

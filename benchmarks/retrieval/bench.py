@@ -61,7 +61,7 @@ class RetrievalOptions:
         maps: How many maps.
         seed: Decides everything random.
         distractors: How many other maps are put into the archive.
-        views: Ways of looking at the queries, by name.
+        views: Ways in which the models look at the queries, by name.
         calibrate: Whether thresholds are written into the first model's manifest, chosen by the
             first of the views.
         failures: How many failures of each kind of query are drawn.
@@ -178,7 +178,7 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
     """
     machine = this_machine()
     # Before anything is drawn: a mistake in the command must not cost minutes.
-    embedders = _embedders(options)
+    planned = _planned(options)
     pieces = collect(
         options.art, options.cache / _art_cache(options.art), options.workers, progress
     )
@@ -212,7 +212,7 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
     bench = _Bench(options, progress, maps, folder, distractors)
     complete = True
     try:
-        for embedder, views in itertools.product(embedders, options.views):
+        for embedder, views in planned:
             bench.measure(embedder, views)
     except KeyboardInterrupt:
         complete = False
@@ -249,15 +249,17 @@ def bench_retrieval(options: RetrievalOptions, progress: Progress) -> Report:
     )
 
 
-def _embedders(options: RetrievalOptions) -> list[Embedder]:
-    embedders: list[Embedder] = [LocalModel(folder, options.provider) for folder in options.models]
+def _planned(options: RetrievalOptions) -> list[tuple[Embedder, str]]:
+    """What is measured, and how it looks at the queries."""
+    models: list[Embedder] = [LocalModel(folder, options.provider) for folder in options.models]
     if options.server is not None:
-        embedders.append(ServedModel(options.server))
-    if options.baseline:
-        embedders.append(PerceptualHash())
+        models.append(ServedModel(options.server))
     if options.calibrate and not options.models:
         raise StartupError("--calibrate writes into a model folder: name one with --model DIR.")
-    return embedders
+    planned = list(itertools.product(models, options.views))
+    if options.baseline:
+        planned.append((PerceptualHash(), "full"))
+    return planned
 
 
 def _art_cache(folder: Path) -> str:

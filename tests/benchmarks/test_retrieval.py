@@ -235,8 +235,8 @@ def test_the_whole_benchmark(model: Path, art: Path, cache: Path, tmp_path: Path
     assert "MISSED" in done.output
     found = json.loads(out.read_text())
     runs = {one["name"]: one for one in found["data"]["runs"]}
-    assert len(runs) == 6
-    assert {"phash 16x16", "phash 16x16, max2", "phash 16x16, looks"} < set(runs)
+    assert len(runs) == 4
+    assert [name for name in runs if name.startswith("phash")] == ["phash 16x16"]
     for one in runs.values():
         for task, crowded in zip(one["tasks"], one["with_distractors"], strict=True):
             assert task["queries"] == 8
