@@ -562,7 +562,7 @@ def demo(
     ] = 4,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Which bad picture of it to draw.")
-    ] = 0,
+    ] = 4,
 ) -> None:
     """See it all at work: index a sample archive, and find a map in it from a bad picture.
 
