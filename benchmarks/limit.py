@@ -29,7 +29,7 @@ Pixels = NDArray[np.uint8]
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 
-# The best few are tried again, this many times as long.
+# The best few are tried again, so many times in turns.
 _FINALISTS = 4
 _FINAL = 3
 
@@ -152,23 +152,26 @@ class Limit:
     def search(
         self, seconds: float, *, on_try: Callable[[Recipe, float], None] | None = None
     ) -> Recipe:
-        """Finds the fastest arrangement: all of them once, then the best few again and longer.
+        """Finds the fastest arrangement: all of them once, then the best few again, in turns.
+
+        Each is judged by its best try: what else the machine does only ever slows one down.
 
         Args:
-            seconds: How long each one is tried at first.
+            seconds: How long each try takes.
             on_try: Told before each try what is tried and for how long, in seconds.
         """
+        paces: dict[Recipe, float] = {}
 
-        def fastest(recipes: Sequence[Recipe], each_s: float) -> list[Recipe]:
-            paces: dict[Recipe, float] = {}
+        def fastest(recipes: Sequence[Recipe]) -> list[Recipe]:
             for recipe in recipes:
                 if on_try is not None:
-                    on_try(recipe, each_s)
-                paces[recipe] = self.throughput(recipe, each_s).throughput
+                    on_try(recipe, seconds)
+                pace = self.throughput(recipe, seconds).throughput
+                paces[recipe] = max(pace, paces.get(recipe, 0.0))
             return sorted(recipes, key=lambda recipe: -paces[recipe])
 
-        good = fastest(self.candidates(), seconds)[:_FINALISTS]
-        best = fastest(good, _FINAL * seconds)[0]
+        good = fastest(self.candidates())[:_FINALISTS]
+        best = fastest(good * _FINAL)[0]
         kept = {best.engine_threads, usable_cores()}
         self._engines = {key: engine for key, engine in self._engines.items() if key[0] in kept}
         return best
