@@ -51,6 +51,7 @@ class Admission:
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self._crowded = asyncio.Event()
 
     @property
     def inside(self) -> int:
@@ -67,6 +68,7 @@ class Admission:
         if self._closed:
             raise ShuttingDownError
         if not self._has_room(lane, count):
+            self._crowded.set()
             raise OverloadedError(
                 f"The server is full: it is working on {self.inside} items. Try again later.",
                 retry_after_ms=self.retry_after_ms(),
@@ -84,6 +86,7 @@ class Admission:
         if self._has_room(lane):
             self._let_in(lane)
             return
+        self._crowded.set()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(turn)
         try:
@@ -126,6 +129,12 @@ class Admission:
     async def empty(self) -> None:
         """Waits until no item holds a slot."""
         await self._empty.wait()
+
+    async def crowd_gone(self) -> None:
+        """Waits until there is no slot for somebody, and then until no item holds one."""
+        await self._crowded.wait()
+        await self._empty.wait()
+        self._crowded.clear()
 
     def _next_lane(self) -> Lane | None:
         """Whose turn it is, or None where nobody waits whom there is room for."""

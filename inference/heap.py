@@ -50,6 +50,13 @@ def keep_middling_pieces() -> None:
     _set(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
+def give_back_free_pieces() -> None:
+    """Gives back what is kept for later; blocks for some 10 ms. `malloc_trim(3)`."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _set(what: int, value: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library, such as musl

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from opentelemetry import trace
 
-from inference import observation
+from inference import heap, observation
 from inference.admission import Admission
 from inference.batcher import Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
@@ -275,6 +275,7 @@ class Pipeline:
                 ]
                 if not self._closed:
                     self._loops.append(loops.create_task(self._recovery.attend()))
+                    self._loops.append(loops.create_task(self._tidy()))
         except* Exception as errors:
             self._health.broke(errors.exceptions[0])
             raise
@@ -424,6 +425,12 @@ class Pipeline:
 
         await self._watch.over(self._threads[Lane.INTERACTIVE], probe, began=lambda: began)
         self._health.succeeded()
+
+    async def _tidy(self) -> None:
+        """Gives back the memory that a crowd took, when it is gone."""
+        while True:
+            await self._admission.crowd_gone()
+            await asyncio.to_thread(heap.give_back_free_pieces)
 
     def _check_health(self) -> None:
         if not self._health.healthy:

@@ -153,6 +153,38 @@ async def test_a_caller_that_has_just_been_cancelled_is_passed_over(how: str) ->
     assert admission.inside == (0 if how == "leave" else 1)
 
 
+@pytest.mark.parametrize("how", ["refused", "waiting"])
+async def test_a_crowd_is_gone_when_nobody_is_inside(how: str) -> None:
+    admission = Admission(2, reserved=0)
+    admission.try_enter(INTERACTIVE)
+    admission.leave(INTERACTIVE)
+    gone = asyncio.create_task(admission.crowd_gone())
+    await quiet()
+    assert not gone.done(), "one item is no crowd"
+    admission.try_enter(INTERACTIVE, 2)
+    inside = 2
+    if how == "refused":
+        with pytest.raises(OverloadedError):
+            admission.try_enter(BULK)
+    else:
+        waiting = asyncio.create_task(admission.enter(BULK))
+        await quiet()
+        admission.leave(INTERACTIVE)
+        await waiting
+        admission.leave(BULK)
+        inside = 1
+    for _ in range(inside):
+        await quiet()
+        assert not gone.done()
+        admission.leave(INTERACTIVE)
+    await gone
+
+    again = asyncio.create_task(admission.crowd_gone())
+    await quiet()
+    assert not again.done(), "that was another crowd"
+    again.cancel()
+
+
 async def test_closing_refuses_all_who_wait_or_come_and_waits_for_all_inside() -> None:
     admission = Admission(1, reserved=0)
     await admission.empty()

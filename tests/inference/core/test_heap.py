@@ -58,6 +58,35 @@ def test_large_pieces_go_back_to_the_system() -> None:
     assert risen("told") < 16
 
 
+CROWD = """
+import os
+from pathlib import Path
+
+from inference import heap
+
+
+def resident_mb():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+heap.give_back_large_pieces()
+heap.keep_middling_pieces()
+pieces = [bytearray(b"x") * 100_000 for _ in range(600)]
+stays = pieces[-1]  # the heap cannot be cut before it
+pieces.clear()
+before = resident_mb()
+heap.give_back_free_pieces()
+print(before - resident_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is told is told to glibc")
+def test_what_is_free_between_what_stays_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", CROWD], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 40
+
+
 def version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 

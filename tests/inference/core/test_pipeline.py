@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference import providers
+from inference import heap, providers
 from inference.artifact import Artifact
 from inference.engine import (
     Cores,
@@ -198,8 +198,12 @@ async def test_a_batch_that_does_not_fit_is_split_until_it_does(tmp_path: Path) 
     assert told == []  # that is no failure
 
 
-async def test_a_full_server_refuses_at_once_and_lets_streams_wait(engine: GatedEngine) -> None:
+async def test_a_full_server_refuses_at_once_and_lets_streams_wait(
+    engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = around(engine, limits={"slots": 3, "reserved_slots": 1})
+    tidied: list[int] = []
+    monkeypatch.setattr(heap, "give_back_free_pieces", lambda: tidied.append(pipeline.inside))
     async with running(pipeline):
         first = await hold(engine, pipeline)
         calls = [first, asyncio.create_task(pipeline.embed(picture(2), BULK))]
@@ -212,9 +216,11 @@ async def test_a_full_server_refuses_at_once_and_lets_streams_wait(engine: Gated
         calls.append(asyncio.create_task(pipeline.embed(picture(5), BULK, wait=True)))
         engine.gate.set()
         answers = await asyncio.gather(*calls)
+        await until(lambda: bool(tidied))
 
     assert [int(one.embedding.argmax()) for one in answers] == [1, 2, 3, 5]
     assert 4 not in engine.computed
+    assert tidied == [0], "the memory of a crowd is given back when the crowd is gone"
 
 
 async def test_a_caller_that_leaves_gives_its_slot_back_and_is_not_computed(
