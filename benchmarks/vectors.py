@@ -8,7 +8,6 @@ Only some of the vectors are ever in memory.
 """
 
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from benchmarks.pictures import encode
 from benchmarks.report import Progress
+from benchmarks.workers import worker_pool
 from bot.archive.port import Vector
 from exporter.training import mapart, scenes
 from inference.artifact import Artifact
@@ -113,7 +113,7 @@ def draw_maps(model: Path, *, maps: int, queries: int, progress: Progress) -> Ma
     )
     views = min(maps, -(-queries // 2))
     files: list[bytes] = []
-    with ProcessPoolExecutor(usable_cores()) as pool:
+    with worker_pool(usable_cores()) as pool:
         for made in (
             pool.map(_map_file, range(maps), chunksize=4),
             pool.map(_view_file, range(views), chunksize=2),

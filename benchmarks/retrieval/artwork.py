@@ -4,7 +4,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.workers import worker_pool
 from exporter.training.art import picture_paths
 from inference.errors import StartupError
 
@@ -127,7 +127,7 @@ def _read(
     squares = np.empty(len(names), np.float32)
     side = (_THUMBNAIL * _THUMBNAIL * 3) ** 0.5
     thumbnails = np.empty((len(names), _THUMBNAIL * _THUMBNAIL * 3), np.float32)
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         examined = pool.map(partial(_examine, folder), names, chunksize=32)
         for index, (name, found) in enumerate(zip(names, examined, strict=True)):
             if index % 64 == 0:

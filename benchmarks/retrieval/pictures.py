@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 
 from benchmarks.retrieval.artwork import Half, Piece
 from benchmarks.retrieval.builds import Build, Relation, draw, plan
+from benchmarks.workers import worker_pool
 from exporter.training import mapart, scenes
 
 # Changed with every change of the code that changes the pictures.
@@ -126,7 +127,7 @@ def run_chunks(task: Callable[[T], None], items: Sequence[T], workers: int) -> I
     """Do a task for each item in processes; tell after each chunk how many are done."""
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     done = 0
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         waiting = {pool.submit(_run_chunk, task, chunk): len(chunk) for chunk in chunks}
         try:
             while waiting:
