@@ -40,27 +40,25 @@ _PIECE: Final = re.compile(
 
 def give_back_large_pieces() -> None:
     """Tells the C library so; does nothing where it is not glibc. Call it before threads start."""
-    _set(_M_MMAP_THRESHOLD, _APART_BYTES)
-    _set(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    _set(_M_ARENA_MAX, _ARENAS)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, _APART_BYTES)
+    _glibc("mallopt", _M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _glibc("mallopt", _M_ARENA_MAX, _ARENAS)
 
 
 def keep_middling_pieces() -> None:
     """Has all but large pieces kept for later. Call it when what stays for good is in memory."""
-    _set(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def give_back_free_pieces() -> None:
     """Gives back what is kept for later; blocks for some 10 ms. `malloc_trim(3)`."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    _glibc("malloc_trim", 0)
 
 
-def _set(what: int, value: int) -> None:
+def _glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library, such as musl
-            ctypes.CDLL(None).mallopt(what, value)
+            getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def use_large_pages() -> None:
