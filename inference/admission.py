@@ -11,6 +11,8 @@ from inference.lanes import ROUNDING, Lane
 
 # How many of the latest departures tell the present throughput.
 _REMEMBERED = 64
+# Enough for a look after things now and then: at the speed of two cores, every ten seconds or so.
+_MANY = 1000
 # Bounds of the advice to a refused caller; the middle value is for when nothing is known yet.
 _MIN_RETRY_MS, _UNKNOWN_RETRY_MS, _MAX_RETRY_MS = 20, 500, 10_000
 
@@ -51,7 +53,9 @@ class Admission:
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self._crowded = asyncio.Event()
+        self._crowded = False
+        self._left = 0
+        self._passed = asyncio.Event()
 
     @property
     def inside(self) -> int:
@@ -68,7 +72,7 @@ class Admission:
         if self._closed:
             raise ShuttingDownError
         if not self._has_room(lane, count):
-            self._crowded.set()
+            self._crowded = True
             raise OverloadedError(
                 f"The server is full: it is working on {self.inside} items. Try again later.",
                 retry_after_ms=self.retry_after_ms(),
@@ -86,7 +90,7 @@ class Admission:
         if self._has_room(lane):
             self._let_in(lane)
             return
-        self._crowded.set()
+        self._crowded = True
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(turn)
         try:
@@ -108,6 +112,9 @@ class Admission:
             self._waiting[next_lane].popleft().set_result(None)
         if not self.inside:
             self._empty.set()
+        self._left += 1
+        if self._left >= _MANY or (self._crowded and not self.inside):
+            self._passed.set()
 
     def retry_after_ms(self) -> int:
         """When about half of the present work will be done, going by the latest departures."""
@@ -130,11 +137,14 @@ class Admission:
         """Waits until no item holds a slot."""
         await self._empty.wait()
 
-    async def crowd_gone(self) -> None:
-        """Waits until there is no slot for somebody, and then until no item holds one."""
-        await self._crowded.wait()
-        await self._empty.wait()
-        self._crowded.clear()
+    async def many_passed(self) -> None:
+        """Waits until a thousand items have left, or all of a crowd that there were no slots for.
+
+        Counts from its last return.
+        """
+        await self._passed.wait()
+        self._passed.clear()
+        self._crowded, self._left = False, 0
 
     def _next_lane(self) -> Lane | None:
         """Whose turn it is, or None where nobody waits whom there is room for."""

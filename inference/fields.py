@@ -2,6 +2,10 @@
 
 An empty part of a message takes two bytes on the wire and up to 84 in memory: the longest message
 that is taken would grow to 0.7 GB. What has more parts than anybody means is refused unread.
+
+And gRPC holds a message as it came for as long as its call runs. protobuf's copy of it, and the
+copy that reading a field makes, would treble the memory that a full queue of pictures takes; so a
+long field is used where it lies.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,8 +26,12 @@ _FIXED: Final = {1: 8, 5: 4}
 # A number goes on where its byte has the high bit. Tags and lengths have 32 bits, values 64.
 _MORE = 0x80
 _LONGEST_NUMBER, _LONGEST_VALUE = 5, 10
-# Below this, there is no room for parts that matter: looking costs more.
-_WORTH_COUNTING_BYTES = 16 * 1024
+# Below this, looking costs more: there is no room for parts that matter, and little to copy.
+_WORTH_LOOKING_BYTES = 16 * 1024
+# Somebody who sends more fields than any client does shall not be read in Python.
+_MOST_FIELDS = 64
+
+Buffer: TypeAlias = bytes | memoryview
 
 Within: TypeAlias = "Mapping[int, Within | None]"
 """By tag, which parts have parts of their own: messages, or (None) numbers of a byte each."""
@@ -50,7 +58,7 @@ class Bound:
             InvalidInputError: It has more parts.
             google.protobuf.message.DecodeError: It is no message.
         """
-        if len(data) < _WORTH_COUNTING_BYTES:
+        if len(data) < _WORTH_LOOKING_BYTES:
             return
         if _count(data, 0, len(data), self.within, self.most) > self.most:
             raise InvalidInputError(self.error)
@@ -105,6 +113,38 @@ def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
             yield given, start, at
     except IndexError:
         raise DecodeError from None
+
+
+def apart(data: bytes, field: int) -> tuple[list[memoryview], bytes] | None:
+    """Parts a message from the contents of its long field, which stay where they are.
+
+    Args:
+        data: The message.
+        field: The field's tag.
+
+    Returns:
+        The contents, as often as the field is there, and the message without it; None where that
+        is not worth it, or better left to protobuf.
+
+    Raises:
+        google.protobuf.message.DecodeError: There is no message.
+    """
+    if len(data) < _WORTH_LOOKING_BYTES:
+        return None
+    view = memoryview(data)
+    contents: list[memoryview] = []
+    rest: list[memoryview] = []
+    begin = at = 0
+    for number, (given, start, end) in enumerate(fields(data, 0, len(data))):
+        if number == _MOST_FIELDS or given & 7 in GROUPS:
+            return None
+        if given == field:
+            rest.append(view[begin:at])
+            contents.append(view[start:end])
+            begin = end
+        at = end
+    rest.append(view[begin:])
+    return contents, b"".join(rest)
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

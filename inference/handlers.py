@@ -1,15 +1,49 @@
-"""Wrapping what answers a call: the part that the server's interceptors share."""
+"""What answers a call: adding it to a server, and wrapping it, which the interceptors share."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 
 # In quotes, because only the stubs of this class are generic.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Answer: TypeAlias = Callable[[Any, Any], Any]
+
+
+def add_to(
+    server: grpc.aio.Server,
+    descriptor: ServiceDescriptor,
+    service: Any,
+    *,
+    parse: Mapping[type[Any], Callable[[bytes], Any]],
+) -> None:
+    """Lets a server answer a service's methods, as the generated `add_..._to_server` does.
+
+    Args:
+        server: The server.
+        descriptor: Of the service.
+        service: Has the methods: coroutines of a message, or of an iterator over messages.
+        parse: By their class, what reads requests that protobuf's objects would copy.
+    """
+    handlers = {}
+    for method in descriptor.methods:
+        kind = GetMessageClass(method.input_type)
+        make: Any = (
+            grpc.stream_stream_rpc_method_handler
+            if method.client_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        handlers[method.name] = make(
+            getattr(service, method.name),
+            request_deserializer=parse.get(kind, kind.FromString),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    generic = grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+    server.add_generic_rpc_handlers((generic,))
 
 
 def wrapped(

@@ -35,6 +35,7 @@ from inference.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from inference.fields import Buffer
 from inference.health import Health
 from inference.lanes import Lane
 from inference.observation import Observation
@@ -125,7 +126,7 @@ class Pipeline:
         self,
         *,
         images: Engine,
-        preprocess: Callable[[bytes], Pixels],
+        preprocess: Callable[[Buffer], Pixels],
         texts: TextEngine | None = None,
         limits: Limits,
         on_health: Callable[[bool, str], None] | None = None,
@@ -179,7 +180,7 @@ class Pipeline:
         """How many items are between acceptance and answer."""
         return self._admission.inside
 
-    async def embed(self, data: bytes, lane: Lane, *, wait: bool = False) -> Embedded:
+    async def embed(self, data: Buffer, lane: Lane, *, wait: bool = False) -> Embedded:
         """Embeds one picture.
 
         Args:
@@ -206,7 +207,7 @@ class Pipeline:
 
     async def embed_all(
         self,
-        items: Sequence[bytes] | Sequence[Pixels] | Sequence[str],
+        items: Sequence[Buffer] | Sequence[Pixels] | Sequence[str],
         lane: Lane,
         *,
         name: str,
@@ -427,9 +428,9 @@ class Pipeline:
         self._health.succeeded()
 
     async def _tidy(self) -> None:
-        """Gives back the memory that a crowd took, when it is gone."""
+        """Gives back memory that is free: pictures of all lengths leave holes of all lengths."""
         while True:
-            await self._admission.crowd_gone()
+            await self._admission.many_passed()
             await asyncio.to_thread(heap.give_back_free_pieces)
 
     def _check_health(self) -> None:
@@ -443,8 +444,8 @@ class Pipeline:
             for batcher in self._batchers():
                 batcher.abandon(_lost())
 
-    def _way_of(self, item: bytes | Pixels | str) -> tuple[_Path, Given]:
-        if isinstance(item, bytes):
+    def _way_of(self, item: Buffer | Pixels | str) -> tuple[_Path, Given]:
+        if isinstance(item, bytes | memoryview):
             return self._images, partial(self._prepare_image, item)
         if isinstance(item, np.ndarray):
             return self._images, item

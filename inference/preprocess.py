@@ -24,6 +24,7 @@ from PIL import (
 from inference.artifact import Preprocessing
 from inference.containers import FORMATS, orientation, read_container
 from inference.errors import InvalidInputError
+from inference.fields import Buffer
 from inference.plain import blendable, eight_bits, upright
 
 Pixels = NDArray[np.uint8]
@@ -83,7 +84,7 @@ class Preprocessor:
         self._max_image_pixels = max_image_pixels
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
 
-    def __call__(self, data: bytes) -> Pixels:
+    def __call__(self, data: Buffer) -> Pixels:
         """Returns uint8 [S, S, 3] (RGB), S being the tower's `image_size`.
 
         Raises:
@@ -96,7 +97,7 @@ class Preprocessor:
                 f"The image file has {len(data):,} bytes, and at most {self._max_image_bytes:,} "
                 "are accepted: send a smaller one."
             )
-        container = read_container(data)
+        container = read_container(bytes(data))
         try:
             with Image.open(BytesIO(container.data), formats=[container.format]) as image:
                 self._check_size(*image.size)

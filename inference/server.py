@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
+from mapseek.oip.open_inference_pb2 import ModelInferRequest
 from mapseek.v1 import embedding_pb2 as pb
-from mapseek.v1 import embedding_pb2_grpc
 
 from inference import bind, heap, probes, reflection, service, telemetry
 from inference.artifact import Artifact, Manifest
@@ -32,6 +32,8 @@ from inference.engine import (
     load_text_engine,
 )
 from inference.errors import EngineLostError, StartupError
+from inference.fields import Buffer
+from inference.handlers import add_to
 from inference.listening import Listener
 from inference.malformed import MalformedInterceptor
 from inference.oip import service as oip
@@ -78,7 +80,7 @@ class LoadedModel:
     manifest: Manifest
     images: Engine
     texts: TextEngine | None
-    preprocess: Callable[[bytes], Pixels]
+    preprocess: Callable[[Buffer], Pixels]
 
 
 def load_model(settings: ServerSettings) -> LoadedModel:
@@ -218,9 +220,9 @@ class RunningServer:
             maximum_concurrent_rpcs=max(512, 4 * settings.queue_size),
         )
         bind.wait_in_one_place(server)
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self._service, server)
+        add_to(server, service.SERVICE, self._service, parse={pb.EmbedRequest: service.parse})
         health_pb2_grpc.add_HealthServicer_to_server(self._probes, server)
-        wire.add_to(server, self._oip)
+        add_to(server, oip.SERVICE, self._oip, parse={ModelInferRequest: wire.parse})
         reflection.enable(server, [service.SERVICE_NAME, oip.SERVICE_NAME, probes.SERVICE_NAME])
         return server
 

@@ -21,7 +21,7 @@ from inference.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from inference.fields import Bound, tag, varint
+from inference.fields import Bound, Buffer, apart, tag, varint
 from inference.lanes import Lane
 from inference.pipeline import Embedded, Pipeline
 from inference.status import UNFORESEEN, code_of, trailing_of
@@ -36,7 +36,8 @@ STREAM_BOUND = Bound(
 )
 """What a message of EmbedStream must keep to."""
 
-SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"]
+SERVICE_NAME: str = SERVICE.full_name
 
 _LANES = {
     pb.LANE_UNSPECIFIED: Lane.INTERACTIVE,
@@ -44,12 +45,38 @@ _LANES = {
     pb.LANE_BULK: Lane.BULK,
 }
 
+_IMAGE = tag(pb.EmbedRequest.IMAGE_FIELD_NUMBER)
 _VALUES = varint(tag(pb.Embedding.DESCRIPTOR.fields_by_name["values"].number))
 
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer", pb.EmbedResponse, pb.StreamResult, pb.EmbedTextResponse)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """What an `EmbedRequest` asks for.
+
+    Attributes:
+        image: The encoded file, where it lies in the message.
+        lane: How urgent it is.
+    """
+
+    image: Buffer
+    lane: Lane
+
+
+def parse(data: bytes) -> EmbedRequest:
+    """Reads a request; its image stays where it is.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
+    images, rest = apart(data, _IMAGE) or ([], data)
+    message = pb.EmbedRequest.FromString(rest)
+    image = images[-1] if images else message.image  # of several, protobuf takes the last, too
+    return EmbedRequest(image=image, lane=_LANES.get(message.lane, Lane.INTERACTIVE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +143,12 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Waits until no call is running."""
         await self._no_calls.wait()
 
-    async def Embed(  # noqa: N802  named by the protocol
-        self, request: pb.EmbedRequest, context: Context
+    async def Embed(  # type: ignore[override]  # noqa: N802  named by the protocol; `parse` reads
+        self, request: EmbedRequest, context: Context
     ) -> pb.EmbedResponse:
         """Embeds one image, or refuses at once when the server is full."""
         async with self.answering(context) as backend:
-            # Reading the field copies it, so it is read once, and the message is let go.
-            image, lane = request.image, _LANES.get(request.lane, Lane.INTERACTIVE)
-            del request
-            embedded = await backend.pipeline.embed(image, lane, wait=False)
+            embedded = await backend.pipeline.embed(request.image, request.lane, wait=False)
             return _told(pb.EmbedResponse(), embedded, backend.model_id)
 
     async def EmbedStream(  # type: ignore[override]  # noqa: N802  the stubs know generators only,

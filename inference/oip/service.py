@@ -26,7 +26,8 @@ from inference.oip.wire import Request
 from inference.service import Backend
 from inference.status import UNFORESEEN
 
-SERVICE_NAME: str = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE_NAME: str = SERVICE.full_name
 
 _EXTENSIONS = (
     "binary_tensor_data",

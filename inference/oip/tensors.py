@@ -14,10 +14,11 @@ from mapseek.oip import open_inference_pb2 as oip
 
 from inference.engine import Pixels
 from inference.errors import InvalidInputError
+from inference.fields import Buffer
 from inference.lanes import Lane
 from inference.oip.models import TEXTS, Model, Tensor
 from inference.oip.statistics import Slowest
-from inference.oip.wire import Buffer, Request
+from inference.oip.wire import Request
 from inference.pipeline import Embedded
 
 # Before each element of raw BYTES: its length.
@@ -27,7 +28,7 @@ _BULK_PRIORITY = 2
 _MAX_TIMEOUT_US = 3_600_000_000
 
 Parameters = Mapping[str, oip.InferParameter]
-Items = Sequence[bytes] | Sequence[Pixels] | Sequence[str]
+Items = Sequence[Buffer] | Sequence[Pixels] | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +160,8 @@ def _shown(tensor: Tensor) -> str:
     return f"[N, {', '.join(map(str, tensor.dims))}]"
 
 
-def _raw_bytes(data: Buffer, tensor: Tensor, count: int) -> list[bytes]:
-    elements = []
+def _raw_bytes(data: Buffer, tensor: Tensor, count: int) -> list[Buffer]:
+    elements: list[Buffer] = []
     start = 0
     for number in range(count):
         end = start + _LENGTH.size
@@ -172,7 +173,7 @@ def _raw_bytes(data: Buffer, tensor: Tensor, count: int) -> list[bytes]:
                 f"{tensor.name}: raw_input_contents ends within element {number} of {count}: "
                 "before each goes its length in four bytes, little-endian."
             )
-        elements.append(bytes(data[start:end]))
+        elements.append(data[start:end])
         start = end
     if start != len(data):
         raise InvalidInputError(
@@ -194,11 +195,11 @@ def _typed_bytes(
     return elements
 
 
-def _texts(elements: Iterable[bytes]) -> list[str]:
+def _texts(elements: Iterable[Buffer]) -> list[str]:
     texts = []
     for number, element in enumerate(elements):
         try:
-            texts.append(element.decode())
+            texts.append(str(element, "utf-8"))
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{TEXTS.name}[{number}]: The text is no UTF-8.") from error
     return texts

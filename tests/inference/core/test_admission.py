@@ -154,13 +154,13 @@ async def test_a_caller_that_has_just_been_cancelled_is_passed_over(how: str) ->
 
 
 @pytest.mark.parametrize("how", ["refused", "waiting"])
-async def test_a_crowd_is_gone_when_nobody_is_inside(how: str) -> None:
+async def test_a_crowd_has_passed_when_nobody_is_inside(how: str) -> None:
     admission = Admission(2, reserved=0)
     admission.try_enter(INTERACTIVE)
     admission.leave(INTERACTIVE)
-    gone = asyncio.create_task(admission.crowd_gone())
+    passed = asyncio.create_task(admission.many_passed())
     await quiet()
-    assert not gone.done(), "one item is no crowd"
+    assert not passed.done(), "one item is no crowd"
     admission.try_enter(INTERACTIVE, 2)
     inside = 2
     if how == "refused":
@@ -175,14 +175,20 @@ async def test_a_crowd_is_gone_when_nobody_is_inside(how: str) -> None:
         inside = 1
     for _ in range(inside):
         await quiet()
-        assert not gone.done()
+        assert not passed.done()
         admission.leave(INTERACTIVE)
-    await gone
+    await passed
 
-    again = asyncio.create_task(admission.crowd_gone())
+    again = asyncio.create_task(admission.many_passed())
     await quiet()
     assert not again.done(), "that was another crowd"
-    again.cancel()
+    for count in (999, 1):
+        assert not again.done()
+        for _ in range(count):
+            admission.try_enter(INTERACTIVE)
+            admission.leave(INTERACTIVE)
+        await quiet()
+    assert again.done(), "a thousand one by one are many, too"
 
 
 async def test_closing_refuses_all_who_wait_or_come_and_waits_for_all_inside() -> None:

@@ -7,13 +7,17 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
 from inference.errors import InferenceError
+from inference.lanes import Lane
 from inference.pipeline import Pipeline
 from inference.server import RunningServer
-from inference.service import Backend, EmbeddingService
+from inference.service import Backend, EmbeddingService, parse
 from tests.inference.server.fakes import GatedEngine, Start, Stub, manifest, picture, stub_of, until
 
 # Longer than anything here takes, shorter than anybody's patience: a hang becomes a failure.
@@ -42,6 +46,39 @@ async def test_an_image_of_the_longest_length_fits_into_a_message(start: Start) 
         error = await status_of(stub.Embed(pb.EmbedRequest(image=picture(3, 3 * 1024 * 1024))))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "larger than max" in (error.details() or "")
+
+
+@given(
+    images=st.lists(st.binary(max_size=50) | st.integers(0, 20_000).map(bytes), max_size=3),
+    lane=st.integers(-(2**31), 2**31 - 1),
+    more=st.sampled_from([b"", b"\x08\x01", b"\xf8\x07\x01", b"\xfb\x07\xfc\x07"]),
+    spoilt=st.booleans(),
+    at=st.integers(0, 2**16),
+)
+def test_a_request_is_read_as_protobuf_reads_it(
+    *, images: list[bytes], lane: int, more: bytes, spoilt: bool, at: int
+) -> None:
+    """With images of which the last counts, an odd field, and a byte that is not what it was."""
+    sent = [pb.EmbedRequest(image=one).SerializeToString() for one in images]
+    data = bytearray(more + b"".join(sent) + pb.EmbedRequest(lane=lane).SerializeToString())  # type: ignore[arg-type]
+    if spoilt and data:
+        data[at % len(data)] ^= 0x55
+    try:
+        expected = pb.EmbedRequest.FromString(bytes(data))
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            parse(bytes(data))
+        return
+    request = parse(bytes(data))
+    assert bytes(request.image) == expected.image
+    assert request.lane is (Lane.BULK if expected.lane == pb.LANE_BULK else Lane.INTERACTIVE)
+
+
+def test_a_long_image_is_not_copied() -> None:
+    sent = pb.EmbedRequest(image=bytes(100_000), lane=pb.LANE_BULK).SerializeToString()
+    image = parse(sent).image
+    assert isinstance(image, memoryview)
+    assert image.obj is sent
 
 
 async def test_a_bad_image_is_an_invalid_argument(stub: Stub) -> None:
