@@ -62,7 +62,7 @@ class Measured:
         rounds: The last one may be unfinished.
         cold_start_s: From the start of the process to SERVING, where the server is ours.
         rss_at_start_bytes: Its resident memory after warm-up.
-        rss_at_end_bytes: And after all the load.
+        rss_highest_bytes: The highest after any load.
         complete: Whether everything was measured.
     """
 
@@ -70,7 +70,7 @@ class Measured:
     rounds: list[Round] = field(default_factory=list)
     cold_start_s: float | None = None
     rss_at_start_bytes: int | None = None
-    rss_at_end_bytes: int | None = None
+    rss_highest_bytes: int | None = None
     complete: bool = True
 
     def capacity(self, callers: int) -> float:
@@ -170,9 +170,9 @@ class Measured:
         if self.cold_start_s is not None:
             name = f"cold start to SERVING within {_MAX_COLD_START_S:g} s"
             targets.append(Target.at_most(name, self.cold_start_s, _MAX_COLD_START_S))
-        if self.rss_at_end_bytes is not None:
+        if self.rss_highest_bytes is not None:
             name = f"resident memory of the server at most {_MAX_RESIDENT_MB:g} MB"
-            targets.append(Target.at_most(name, self.rss_at_end_bytes / MB, _MAX_RESIDENT_MB))
+            targets.append(Target.at_most(name, self.rss_highest_bytes / MB, _MAX_RESIDENT_MB))
         return targets
 
     def _open_targets(self) -> list[Target]:
@@ -252,7 +252,7 @@ class Measured:
             ],
             "cold_start_s": self.cold_start_s,
             "rss_at_start_bytes": self.rss_at_start_bytes,
-            "rss_at_end_bytes": self.rss_at_end_bytes,
+            "rss_highest_bytes": self.rss_highest_bytes,
         }
 
     def _throughput(self) -> Table:
@@ -382,7 +382,7 @@ class Measured:
             rows=[
                 ("cold start to SERVING, s", self.cold_start_s),
                 ("resident memory after warm-up, MB", megabytes(self.rss_at_start_bytes)),
-                ("resident memory after all the load, MB", megabytes(self.rss_at_end_bytes)),
+                ("resident memory after a load, highest, MB", megabytes(self.rss_highest_bytes)),
             ],
         )
 

@@ -101,8 +101,6 @@ def bench_serve(options: ServeOptions, progress: Progress) -> tuple[Report, Meas
                 _Rounds(options, limit, load, ours, measured).run(progress)
             except KeyboardInterrupt:
                 measured.complete = False
-        if ours is not None:
-            measured.rss_at_end_bytes = rss_bytes(ours.pid)
     report = Report(
         command="mapseek bench serve",
         machine=machine,
@@ -154,6 +152,9 @@ class _Rounds:
                 progress(f"round {number + 1} of {options.rounds}: {what}", done_s / whole_s)
                 step()
                 done_s += options.seconds
+                if self._server is not None:
+                    rss, highest = rss_bytes(self._server.pid), self._measured.rss_highest_bytes
+                    self._measured.rss_highest_bytes = max(rss, highest or 0)
         progress("done", 1.0)
 
     def _steps(self, now: Round, recipe: Recipe, number: int) -> list[Step]:

@@ -12,6 +12,7 @@ from inference.errors import StartupError
 from inference.settings import ServerSettings
 
 _MINUTE_MS = 60_000
+_WINDOW_BYTES = 4 * 1024 * 1024
 
 
 def channel_options(settings: ServerSettings) -> Sequence[tuple[str, int]]:
@@ -26,6 +27,13 @@ def channel_options(settings: ServerSettings) -> Sequence[tuple[str, int]]:
         # Calls of one connection; more wait on the client's side.
         ("grpc.max_concurrent_streams", max(128, 2 * settings.queue_size)),
         ("grpc.max_metadata_size", 16 * 1024),
+        # What one call may have sent that the server has not read. Left to measure what the network
+        # could carry, gRPC takes in a hundred megabytes of a stream that sends faster than images
+        # are embedded.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        # An image in one frame rather than in six.
+        ("grpc.http2.max_frame_size", 1024 * 1024),
         # Peers that vanished without a word are noticed within 80 s.
         ("grpc.keepalive_time_ms", _MINUTE_MS),
         ("grpc.keepalive_timeout_ms", 20_000),

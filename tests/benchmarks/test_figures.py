@@ -38,7 +38,7 @@ def measured() -> Measured:
         for slow in (1, 2)
     ]
     return Measured(
-        rounds=rounds, cold_start_s=2.0, rss_at_start_bytes=90 * MB, rss_at_end_bytes=500 * MB
+        rounds=rounds, cold_start_s=2.0, rss_at_start_bytes=90 * MB, rss_highest_bytes=500 * MB
     )
 
 
