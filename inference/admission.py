@@ -11,7 +11,7 @@ from inference.lanes import ROUNDING, Lane
 
 # How many of the latest departures tell the present throughput.
 _REMEMBERED = 64
-# Enough for a look after things now and then: at the speed of two cores, every ten seconds or so.
+# So many items that it is time to look after things; two cores take ten seconds for them.
 _MANY = 1000
 # Bounds of the advice to a refused caller; the middle value is for when nothing is known yet.
 _MIN_RETRY_MS, _UNKNOWN_RETRY_MS, _MAX_RETRY_MS = 20, 500, 10_000
