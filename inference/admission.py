@@ -144,7 +144,9 @@ class Admission:
         """
         await self._passed.wait()
         self._passed.clear()
-        self._crowded, self._left = False, 0
+        self._left = 0
+        if not self.inside:  # else it has yet to go
+            self._crowded = False
 
     def _next_lane(self) -> Lane | None:
         """Whose turn it is, or None where nobody waits whom there is room for."""

@@ -143,7 +143,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """Waits until no call is running."""
         await self._no_calls.wait()
 
-    async def Embed(  # type: ignore[override]  # noqa: N802  named by the protocol; `parse` reads
+    async def Embed(  # type: ignore[override]  # noqa: N802  as the protocol has it
         self, request: EmbedRequest, context: Context
     ) -> pb.EmbedResponse:
         """Embeds one image, or refuses at once when the server is full."""

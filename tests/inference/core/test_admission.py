@@ -191,6 +191,22 @@ async def test_a_crowd_has_passed_when_nobody_is_inside(how: str) -> None:
     assert again.done(), "a thousand one by one are many, too"
 
 
+async def test_a_crowd_that_is_still_inside_at_the_thousandth_has_yet_to_pass() -> None:
+    admission = Admission(2, reserved=0)
+    for _ in range(998):
+        admission.try_enter(INTERACTIVE)
+        admission.leave(INTERACTIVE)
+    admission.try_enter(INTERACTIVE, 2)
+    with pytest.raises(OverloadedError):
+        admission.try_enter(BULK)
+    admission.leave(INTERACTIVE)
+    admission.try_enter(INTERACTIVE)
+    admission.leave(INTERACTIVE)
+    await admission.many_passed()
+    admission.leave(INTERACTIVE)
+    await asyncio.wait_for(admission.many_passed(), 5)
+
+
 async def test_closing_refuses_all_who_wait_or_come_and_waits_for_all_inside() -> None:
     admission = Admission(1, reserved=0)
     await admission.empty()
