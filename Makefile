@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Resolve to the versions that the tests ran with; see constraints.txt.
 INSTALL := $(PIP) install -c constraints.txt
+# Files side by side, as many as there are cores up to four: each starts servers of its own.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 # What failed half-way (venv without ensurepip leaves a python without pip) is made again next time.
@@ -18,7 +20,7 @@ demo: $(VENV)/.run ## Sets up, then finds a map in a sample archive from a bad p
 	$(BIN)/mapseek demo
 
 test: $(VENV)/.dev ## Sets up, then runs the tests (no torch, no GPU, no network)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.dev proto-check ## Format, lint, types, import rules, drift of the generated stubs
 	$(BIN)/ruff format --check
@@ -34,7 +36,7 @@ audit: $(VENV)/audit/.done ## Looks the pinned versions up among the known vulne
 	$(VENV)/audit/bin/python .ci/audit.py
 
 test-exporter: $(VENV)/.exporter ## Installs torch and Optimum as well, then tests exporting and training
-	$(BIN)/python -m pytest tests/exporter tests/training
+	$(PYTEST) tests/exporter tests/training
 
 proto: $(VENV)/.dev ## Generates the stubs from proto/ anew
 	@$(call protoc,proto)

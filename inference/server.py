@@ -46,7 +46,7 @@ from inference.quota import Quota, QuotaInterceptor
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings
 from inference.telemetry import TelemetrySettings
-from inference.threads import LaneThreads, give_way
+from inference.threads import LaneThreads
 
 EXIT_DRAINED = 0
 EXIT_CRASHED = 1
@@ -385,7 +385,6 @@ def _is_still_at_work() -> bool:
 async def _serve_until_signal(
     settings: ServerSettings, load: Callable[[ServerSettings], LoadedModel] | None
 ) -> None:
-    give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -181,7 +181,6 @@ class LaneThreads:
 
     def _work(self, core: int | None) -> None:
         if sys.platform == "linux":  # elsewhere a priority would be the whole process's
-            _schedule("SCHED_OTHER")
             thread = threading.get_native_id()
             with suppress(OSError):
                 if self._nice:
@@ -203,22 +202,6 @@ class LaneThreads:
             job.deliver(result)
             # Otherwise an idle thread would hold the last picture in memory.
             del job, result
-
-
-def give_way() -> None:
-    """Makes the calling thread wait for a core until who has it pauses; Linux only.
-
-    For the event loop, which wakes up several times a picture: each time it would take the core
-    from a thread that decodes or runs the model, which then finds its cache full of other things.
-    `sched(7)`: SCHED_BATCH. The threads of `LaneThreads` do not inherit it.
-    """
-    _schedule("SCHED_BATCH")
-
-
-def _schedule(policy: str) -> None:
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
 
 
 def _cores_for(count: int) -> Sequence[int | None]:

@@ -23,13 +23,20 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """The stream of maps and their views; see `stream.Source` and `stream.Window`."""
+    """The stream of maps and their views; see `stream.Source` and `stream.Window`.
+
+    Attributes:
+        posted: Share of the maps that are learnt from a view as posted beside one that searches;
+            the others from two that search. The tower needs 1; the locator has little to learn
+            from clean renders.
+    """
 
     window: int = 2048
     refresh: int = 32
     corpus_share: float = 0.5
     sibling_share: float = 0.25
     queries: int = 3
+    posted: float = 1.0
     lean: float = 0.6
     workers: int = 1
 

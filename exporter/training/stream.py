@@ -281,16 +281,20 @@ class Window:
         self._start += self._refresh
         self._receive_until(self._start + self._size)
 
-    def sample(self, rng: np.random.Generator, count: int) -> Examples:
+    def sample(self, rng: np.random.Generator, count: int, posted: float = 1.0) -> Examples:
         """Pick ``count`` distinct items (even), each even item with the odd one that follows.
 
         Returns:
-            Two views of each: the one as posted, and one of the others.
+            Two views of each: one as posted and one that searches, or, of all but the share
+            ``posted``, two that search (if there are two).
         """
         pairs = rng.choice(self._size // 2, count // 2, replace=False) * 2 + self._start
         slots = np.stack([pairs, pairs + 1], axis=1).reshape(-1) % self._size
-        query = rng.integers(1, 1 + self._source.queries, count)
-        chosen = np.stack([np.zeros_like(query), query], axis=1)
+        queries = self._source.queries
+        query = rng.integers(0, queries, count)
+        other = (query + rng.integers(1, max(2, queries), count)) % queries
+        first = np.where(rng.random(count) < posted, 0, 1 + other)
+        chosen = np.stack([first, 1 + query], axis=1)
         at = slots[:, None], chosen
         picked = Examples(self._ring.pixels[at], self._ring.corners[at], self._ring.small[slots])
         _vary(rng, picked)

@@ -124,7 +124,9 @@ class Trainer:
         clock = _Clock(self.spent)
         with clock("data"):
             rng = np.random.default_rng([settings.seed, step, 1])
-            batch = self._to_device(self.window.sample(rng, settings.optimiser.batch))
+            batch = self._to_device(
+                self.window.sample(rng, settings.optimiser.batch, settings.data.posted)
+            )
             # At step n the window is n steps along, which is where a resumed run builds it.
             self.window.advance()
         with clock("network"):

@@ -37,6 +37,26 @@ def test_a_resumed_window_is_the_one_that_was_left() -> None:
     assert np.array_equal(went_on.corners, resumed.corners)
 
 
+@pytest.mark.parametrize(("posted", "expected"), [(1.0, True), (0.0, False)])
+def test_a_map_is_learnt_from_its_post_or_from_two_views_that_search(
+    posted: float, *, expected: bool
+) -> None:
+    with Window(SOURCE, size=8, refresh=4, workers=0) as window:
+        for seed in range(4):
+            sampled = window.sample(np.random.default_rng(seed), 8, posted)
+            posts = _corners_of_posts(window)
+            for first, other in sampled.corners:
+                assert not np.array_equal(first, other)
+                assert any(np.allclose(first, post) for post in posts) is expected
+                assert not any(np.allclose(other, post) for post in posts)
+
+
+def _corners_of_posts(window: Window) -> list[stream.Corners]:
+    """Where the maps of a window are in their posts, as they are and mirrored."""
+    straight = list(window._ring.corners[:, 0])
+    return straight + [corners[[1, 0, 3, 2]] * (-1, 1) for corners in straight]
+
+
 def test_siblings_are_drawn_together_and_differ() -> None:
     for border_share in (0.0, 1.0):
         source = Source(seed=3, sibling_share=1.0, border_share=border_share)
