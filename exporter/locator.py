@@ -1,7 +1,7 @@
 """The locator: where in a picture the map is, so that the tower sees the map alone, and upright.
 
 A small convolutional network looks at the whole picture and says where the four corners of the map
-are; a second one looks at what lies there and corrects that, twice. The map is then drawn upright
+are; a second one looks at what lies there and corrects that. The map is then drawn upright
 from the corners (M. Jaderberg et al., "Spatial Transformer Networks", 2015), by the homography that
 P. Heckbert gives in closed form ("Fundamentals of Texture Mapping and Image Warping", 1989). The
 corners are learnt from views whose geometry is known, not through the sampling.
@@ -35,8 +35,9 @@ FILE: Final = "locator.safetensors"
 _MARGIN: Final = 1.3
 """A correction sees this much of what the guess before it enclosed."""
 
-_CORRECTIONS: Final = 2
-"""How often the second network corrects: whoever is far off comes close, then closer."""
+_CORRECTIONS: Final = 1
+"""How often the second network corrects. Once brings what corrections bring: of poor pictures 0.744
+were found without, 0.772 with one, 0.766 with two, 0.770 with five."""
 
 MIDDLE_LEVEL: Final = 127.5
 """Middle grey among the levels of a byte."""

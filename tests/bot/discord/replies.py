@@ -67,7 +67,7 @@ async def _scene(bot: Bot, discord: Discord, out: Path) -> None:
         )
     await bot.settled(len(maps))
     # Which map, and which view of it: one of the second hides the spoiler among its answers.
-    asked = {"reply": (8, 5), "reply-spoiler": (2, 4)}
+    asked = {"reply": (8, 7), "reply-spoiler": (2, 5)}
     for file, (number, view) in asked.items():
         picture, _ = render_file(map_pixels(maps[number]), np.random.default_rng(view), Kind.GOOD)
         answer = await discord.use_find(picture, member=BOB, channel_id=10)
