@@ -24,7 +24,7 @@ class LocatorLosses(NamedTuple):
     """Mean distance of the first network's corners."""
 
     last: Tensor
-    """The same after all corrections."""
+    """The same after the correction."""
 
     cells: Tensor
     """The same for the opinions of single cells, all guesses': a denser thing to learn from."""
