@@ -29,6 +29,7 @@ class DataSettings:
         posted: Share of the maps that are learnt from a view as posted beside one that searches;
             the others from two that search. The tower needs 1; the locator has little to learn
             from clean renders.
+        alike: Share of a batch's pairs of maps that look like others in it, of all in the window.
     """
 
     window: int = 2048
@@ -37,6 +38,7 @@ class DataSettings:
     sibling_share: float = 0.25
     queries: int = 3
     posted: float = 1.0
+    alike: float = 0.0
     lean: float = 0.6
     workers: int = 1
 

@@ -205,15 +205,18 @@ def draw_examples(source: Source, indices: Sequence[int]) -> Examples:
 
 
 def _vary(rng: np.random.Generator, examples: Examples) -> None:
-    """Mirror and recolour items, all views of one alike, in place: other maps for nothing."""
-    for pixels, corners, small in zip(*examples, strict=True):
-        if rng.random() < 0.5:
-            pixels[:] = pixels[:, :, ::-1].copy()
-            small[:] = small[:, ::-1].copy()
-            corners[:] = corners[:, [1, 0, 3, 2]] * (-1, 1)
-        if rng.random() < 0.3:
-            order = rng.permutation(3)
-            pixels[:], small[:] = pixels[..., order], small[..., order]
+    """Mirror and recolour items, all alike, in place: other maps for nothing.
+
+    All alike, because what is easily mistaken for another map has to stay so.
+    """
+    pixels, corners, small = examples
+    if rng.random() < 0.5:
+        pixels[:] = pixels[..., ::-1, :].copy()
+        small[:] = small[..., ::-1, :].copy()
+        corners[:] = corners[..., [1, 0, 3, 2], :] * (-1, 1)
+    if rng.random() < 0.3:
+        order = rng.permutation(3)
+        pixels[:], small[:] = pixels[..., order], small[..., order]
 
 
 @cache
@@ -281,15 +284,23 @@ class Window:
         self._start += self._refresh
         self._receive_until(self._start + self._size)
 
-    def sample(self, rng: np.random.Generator, count: int, posted: float = 1.0) -> Examples:
+    def sample(
+        self, rng: np.random.Generator, count: int, *, posted: float = 1.0, alike: float = 0.0
+    ) -> Examples:
         """Pick ``count`` distinct items (even), each even item with the odd one that follows.
 
+        Args:
+            rng: Decides.
+            count: Items.
+            posted: Share of the items of which one view is as posted; of the others both search
+                (if there are two that do).
+            alike: Share of the pairs that are there because another even item looks like theirs.
+
         Returns:
-            Two views of each: one as posted and one that searches, or, of all but the share
-            ``posted``, two that search (if there are two).
+            Two views of each.
         """
-        pairs = rng.choice(self._size // 2, count // 2, replace=False) * 2 + self._start
-        slots = np.stack([pairs, pairs + 1], axis=1).reshape(-1) % self._size
+        pairs = self._pairs(rng, count // 2, alike)
+        slots = np.stack([pairs * 2, pairs * 2 + 1], axis=1).reshape(-1)
         queries = self._source.queries
         query = rng.integers(0, queries, count)
         other = (query + rng.integers(1, max(2, queries), count)) % queries
@@ -299,6 +310,27 @@ class Window:
         picked = Examples(self._ring.pixels[at], self._ring.corners[at], self._ring.small[slots])
         _vary(rng, picked)
         return picked
+
+    def _pairs(self, rng: np.random.Generator, count: int, alike: float) -> npt.NDArray[np.int64]:
+        """Pick distinct pairs of the ring: some at random, and to these the most alike.
+
+        Most of a random batch is so easily told apart that nothing is learnt from it.
+        """
+        found = round(alike * count)
+        pairs = rng.permutation(self._size // 2)[: count - found]
+        if not found:
+            return pairs
+        # Contrast and brightness are what a bad picture changes first.
+        small = self._ring.small[::2].reshape(self._size // 2, -1).astype(np.float32)
+        small -= small.mean(1, keepdims=True)
+        small /= np.linalg.norm(small, axis=1, keepdims=True) + 1.0
+        likeness = small[np.resize(pairs, found)] @ small.T
+        likeness[:, pairs] = -np.inf
+        neighbours = np.empty(found, np.int64)
+        for at, row in enumerate(likeness):
+            neighbours[at] = row.argmax()
+            likeness[:, neighbours[at]] = -np.inf
+        return np.concatenate([pairs, neighbours])
 
     def close(self) -> None:
         """Stop the workers and drop what they were drawing."""

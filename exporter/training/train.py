@@ -34,11 +34,13 @@ what it leaves in DIR:
   state.pt       everything needed to go on; the same command resumes from it
   curve.jsonl    one line for each log and each validation
 
-the locator first, then the tower behind it, each for as long as you like:
+the locator first, then the tower behind it, each for as long as you like, and in the end it is
+whitened, which takes two minutes:
   python -m exporter.training.train locator --config exporter/training/locator.toml \\
       --start exporter/training/checkpoint --out run-locator --minutes 60
   python -m exporter.training.train tower --config exporter/training/tower.toml \\
       --start run-locator/checkpoint --out run-tower --minutes 60
+  python -m exporter.training.whiten --model run-tower/checkpoint --out whitened
 
 Stop it with Ctrl-C or SIGTERM whenever you like: it writes a checkpoint first. Run the same command
 to go on. Pictures of your own (lawfully yours to train on) come in through --corpus: first
@@ -121,11 +123,12 @@ class Trainer:
     def step(self) -> LocatorLosses | TowerLosses:
         """Take one step."""
         settings, step = self.settings, self.progress.step
+        data, count = settings.data, settings.optimiser.batch
         clock = _Clock(self.spent)
         with clock("data"):
             rng = np.random.default_rng([settings.seed, step, 1])
             batch = self._to_device(
-                self.window.sample(rng, settings.optimiser.batch, settings.data.posted)
+                self.window.sample(rng, count, posted=data.posted, alike=data.alike)
             )
             # At step n the window is n steps along, which is where a resumed run builds it.
             self.window.advance()

@@ -108,9 +108,22 @@ def squash(image: Image.Image, side: int) -> Pixels:
 
 
 def embed(
-    tower: CLIPVisionModelWithProjection, finder: Locator | None, pixels: Pixels, batch: int = 64
+    tower: CLIPVisionModelWithProjection,
+    finder: Locator | None,
+    pixels: Pixels,
+    *,
+    batch: int = 64,
+    unit: bool = True,
 ) -> Tensor:
-    """Embed pictures of the model's size: unit vectors, ``float32`` (n, dimensions)."""
+    """Embed pictures of the model's size: ``float32`` (n, dimensions).
+
+    Args:
+        tower: The model.
+        finder: Shows the tower the map alone; None shows it the picture.
+        pixels: ``uint8`` (n, side, side, 3), RGB.
+        batch: How many at once.
+        unit: Whether to scale the vectors to unit length.
+    """
     device = next(tower.parameters()).device
     mean = torch.tensor(MEAN, device=device)[:, None, None]
     std = torch.tensor(STD, device=device)[:, None, None]
@@ -121,8 +134,8 @@ def embed(
             scaled = part.permute(0, 3, 1, 2).float() / 255
             if finder is not None:
                 scaled = finder.upright(scaled, tower.config.image_size)
-            embeds = tower(pixel_values=(scaled - mean) / std).image_embeds
-            vectors.append(functional.normalize(embeds.float(), dim=1))
+            embeds = tower(pixel_values=(scaled - mean) / std).image_embeds.float()
+            vectors.append(functional.normalize(embeds, dim=1) if unit else embeds)
     return torch.cat(vectors)
 
 

@@ -43,7 +43,7 @@ def test_a_map_is_learnt_from_its_post_or_from_two_views_that_search(
 ) -> None:
     with Window(SOURCE, size=8, refresh=4, workers=0) as window:
         for seed in range(4):
-            sampled = window.sample(np.random.default_rng(seed), 8, posted)
+            sampled = window.sample(np.random.default_rng(seed), 8, posted=posted)
             posts = _corners_of_posts(window)
             for first, other in sampled.corners:
                 assert not np.array_equal(first, other)
@@ -55,6 +55,18 @@ def _corners_of_posts(window: Window) -> list[stream.Corners]:
     """Where the maps of a window are in their posts, as they are and mirrored."""
     straight = list(window._ring.corners[:, 0])
     return straight + [corners[[1, 0, 3, 2]] * (-1, 1) for corners in straight]
+
+
+def test_a_batch_holds_the_maps_that_are_most_like_others_in_it() -> None:
+    with Window(SOURCE, size=16, refresh=4, workers=0) as window:
+        # Even items in twos that differ in brightness alone.
+        shapes = np.random.default_rng(0).integers(0, 100, (4, *window._ring.small[0].shape))
+        window._ring.small[::2] = np.repeat(shapes, 2, axis=0) + np.resize([0, 60], (8, 1, 1, 1))
+        for seed in range(8):
+            pairs = window._pairs(np.random.default_rng(seed), 4, 0.5)
+            assert len(set(pairs.tolist())) == 4
+            assert {pair ^ 1 for pair in pairs[:2].tolist()} <= set(pairs.tolist())
+            assert len(set(window._pairs(np.random.default_rng(seed), 8, 0.5).tolist())) == 8
 
 
 def test_siblings_are_drawn_together_and_differ() -> None:
