@@ -53,6 +53,18 @@ def load(cache: Path) -> npt.NDArray[np.uint8]:
     return pictures
 
 
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command be given caches to draw from, as ``corpus``."""
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="NPY",
+        help="pictures cached by exporter.training.corpus; may be given several times",
+    )
+
+
 def _decode(path: Path) -> npt.NDArray[np.uint8] | None:
     """Read one picture over a ground that its own name decides, or None if it is of no use."""
     # White behind every clip art would make all of them look alike from afar.

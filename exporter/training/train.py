@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.training import checkpoint, config, validate
+from exporter.training import checkpoint, config, corpus, validate
 from exporter.training.config import Settings
 from exporter.training.losses import LocatorLosses, TowerLosses
 from exporter.training.schedule import Progress, learning_rate
@@ -310,14 +310,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a checkpoint folder to begin with; what is not trained comes from it",
     )
-    add(
-        "--corpus",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="NPY",
-        help="pictures cached by exporter.training.corpus; may be given several times",
-    )
+    corpus.add_option(described)
     add(
         "--validation",
         type=Path,

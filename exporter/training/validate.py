@@ -27,7 +27,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from exporter import locator
 from exporter.locator import Locator
-from exporter.training import scenes
+from exporter.training import corpus, scenes
 from exporter.training.model import MEAN, STD
 from exporter.training.stream import Source, wall
 
@@ -171,14 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pictures", type=Path, required=True, metavar="NPZ", help="drawn there if it is not there"
     )
     add("--maps", type=int, default=500, help="how many maps to draw (default: %(default)s)")
-    add(
-        "--corpus",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="NPY",
-        help="pictures cached by exporter.training.corpus; may be given several times",
-    )
+    corpus.add_option(parser)
     add("--workers", type=int, default=os.cpu_count() or 1, help="drawing processes")
     add("--model", type=Path, metavar="DIR", help="a Hugging Face folder to measure")
     arguments = parser.parse_args(argv)

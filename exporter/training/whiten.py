@@ -28,6 +28,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from exporter import locator
 from exporter.locator import Locator
+from exporter.training import corpus
 from exporter.training.model import save_folder
 from exporter.training.stream import Examples, Source, draw_examples
 from exporter.training.validate import embed
@@ -104,14 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face folder")
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--maps", type=int, default=3000, help="maps to learn from (default: %(default)s)")
-    add(
-        "--corpus",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="NPY",
-        help="pictures cached by exporter.training.corpus; may be given several times",
-    )
+    corpus.add_option(parser)
     add("--workers", type=int, default=os.cpu_count() or 1, help="drawing processes")
     arguments = parser.parse_args(argv)
     tower = CLIPVisionModelWithProjection.from_pretrained(arguments.model).eval()
