@@ -27,7 +27,7 @@ PARTS: tuple[Box, ...] = (
 )
 """Left, top, right, bottom of each part, as fractions of the upright picture."""
 
-DISCOUNT = 0.05
+DISCOUNT = 0.07
 """By how much the similarities of a part count less: a part shows less, and more looks like it."""
 
 # The parts of a smaller picture show nothing.
