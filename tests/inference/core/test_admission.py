@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inference.admission import Admission
@@ -241,6 +241,16 @@ OPERATIONS = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
+@example(
+    slots=2,
+    reserved=0,
+    operations=[
+        *[("enter", INTERACTIVE)] * 3,
+        ("quiet", None),
+        ("enter", INTERACTIVE),
+        *[("leave", 0)] * 2,
+    ],
+)
 @given(
     slots=st.integers(1, 5),
     reserved=st.integers(0, 4),
@@ -267,6 +277,8 @@ async def _play(slots: int, reserved: int, operations: list[tuple[str, object]])
         if name == "enter":
             assert isinstance(value, Lane)
             tasks.append(asyncio.create_task(enter(value, len(tasks))))
+            # It asks now: before that it has no place in the order.
+            await asyncio.sleep(0)
         elif name == "try":
             assert isinstance(value, Lane)
             try:
