@@ -58,7 +58,17 @@ def run(
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"}
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'proto'}"
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONFAULTHANDLER": "1"}
+
+
+def ended(command: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a command printed; of one that hangs, where its threads are, too."""
+    try:
+        return command.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        command.send_signal(signal.SIGABRT)
+        pytest.fail("it does not end:\n{}\n{}".format(*command.communicate(timeout=60)))
 
 
 def assert_fails(done: subprocess.CompletedProcess[str], code: int, sentence: str) -> None:
@@ -499,7 +509,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_next_run_goes_on(
     export = maps(tmp_path / "export", 200)
     indexing = start_indexing(export, process)
     indexing.send_signal(signal.SIGINT)
-    out, err = indexing.communicate(timeout=60)
+    out, err = ended(indexing)
     assert indexing.returncode == 130
     assert out.startswith("Stopped: ")
     assert "The same command goes on from here." in out
