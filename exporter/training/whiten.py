@@ -30,7 +30,7 @@ from exporter import locator
 from exporter.locator import Locator
 from exporter.training import corpus
 from exporter.training.model import save_folder
-from exporter.training.stream import Examples, Source, draw_examples
+from exporter.training.stream import Source, draw_examples
 from exporter.training.validate import embed
 
 _SEED: Final = 900_002
@@ -55,16 +55,12 @@ def draw_views(
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     embeddings = []
     with ProcessPoolExecutor(workers) as pool:
-        drawn = pool.map(partial(_drawn, source), chunks)
+        drawn = pool.map(partial(draw_examples, source), chunks)
         for examples in track(drawn, "views of maps", total=len(chunks), console=_CONSOLE):
             pixels = examples.pixels
             found = embed(tower, finder, pixels.reshape(-1, *pixels.shape[2:]), unit=False)
             embeddings.append(found.unflatten(0, pixels.shape[:2]))
     return torch.cat(embeddings)
-
-
-def _drawn(source: Source, indices: range) -> Examples:
-    return draw_examples(source, indices)
 
 
 def whiten(tower: CLIPVisionModelWithProjection, views: Tensor) -> None:
@@ -85,8 +81,8 @@ def whiten(tower: CLIPVisionModelWithProjection, views: Tensor) -> None:
     covariance.diagonal().add_(_SHRINKAGE * covariance.trace() / rank)
     variances, directions = torch.linalg.eigh(covariance)
     root = directions / variances.sqrt() @ directions.T
-    # What the projection makes of this is the mean.
     centre = length * unit.flatten(0, 1).mean(0)
+    # The projection has no bias: of what it makes the mean, the layer before has to give less.
     shift = torch.linalg.lstsq(projection.detach().double(), centre[:, None]).solution[:, 0]
     # As long as before, on average.
     scale = length / ((views - centre) @ root).norm(dim=-1).mean()
