@@ -106,6 +106,12 @@ def _some(tokens: Tensor, share: float) -> Tensor:
     return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
 
 
+def picture_side(tower: CLIPVisionModelWithProjection, finder: Locator | None) -> int:
+    """Pixels along the pictures that a model reads: the locator's, where there is one."""
+    side: int = tower.config.image_size if finder is None else finder.settings.image_size
+    return side
+
+
 def save_folder(tower: CLIPVisionModelWithProjection, finder: Locator | None, folder: Path) -> None:
     """Write a Hugging Face folder: config, safetensors, how to prepare a picture, the locator.
 
@@ -118,10 +124,9 @@ def save_folder(tower: CLIPVisionModelWithProjection, finder: Locator | None, fo
     for leftover in (partial, former):
         shutil.rmtree(leftover, ignore_errors=True)
     tower.save_pretrained(partial)
-    side = tower.config.image_size
     if finder is not None:
         locator.save(finder, partial)
-        side = finder.settings.image_size
+    side = picture_side(tower, finder)
     CLIPImageProcessor(
         do_resize=True,
         size={"height": side, "width": side},

@@ -29,7 +29,7 @@ from transformers import CLIPVisionModelWithProjection
 from exporter import locator
 from exporter.locator import Locator
 from exporter.training import corpus
-from exporter.training.model import save_folder
+from exporter.training.model import picture_side, save_folder
 from exporter.training.stream import Source, draw_examples
 from exporter.training.validate import embed
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     tower = CLIPVisionModelWithProjection.from_pretrained(arguments.model).eval()
     finder = locator.load(arguments.model)
-    side = tower.config.image_size if finder is None else finder.settings.image_size
+    side = picture_side(tower, finder)
     source = Source(_SEED, tuple(arguments.corpus), side=side, lean=0.5)
     views = draw_views(tower, finder, source, arguments.maps, workers=arguments.workers)
     whiten(tower, views)
