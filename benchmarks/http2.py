@@ -28,7 +28,7 @@ _READ_MOST: Final = 2**30
 """What the server may send before it is given room for more."""
 
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_CANCEL: Final = 8
+_REFUSED_STREAM, _CANCEL = 7, 8
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -123,7 +123,8 @@ class _Call:
         self.unsent = _message(request)
         self.window = window
         self.answer = b""
-        self.done: asyncio.Future[grpc.StatusCode] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[grpc.StatusCode | None]  # None: the server has not looked at it
+        self.done = asyncio.get_running_loop().create_future()
 
 
 class _Connection(asyncio.Protocol):
@@ -152,6 +153,14 @@ class _Connection(asyncio.Protocol):
         Raises:
             ConnectionError: The connection is closed.
         """
+        while True:
+            # A server may count calls whose end it has sent already, and refuse one too many; such
+            # a call may be sent again (RFC 9113, 8.7).
+            status, answer = await self._try(headers, request)
+            if status is not None:
+                return status, answer
+
+    async def _try(self, headers: bytes, request: bytes) -> tuple[grpc.StatusCode | None, bytes]:
         while len(self._calls) >= self._most_calls and not self.closed:
             self._room.clear()
             await self._room.wait()
@@ -215,7 +224,8 @@ class _Connection(asyncio.Protocol):
             case _Frame.WINDOW_UPDATE:
                 self._widen(number, int.from_bytes(payload))
             case _Frame.RST_STREAM:
-                self._end(number, grpc.StatusCode.UNAVAILABLE)
+                refused = int.from_bytes(payload) == _REFUSED_STREAM
+                self._end(number, None if refused else grpc.StatusCode.UNAVAILABLE)
             case _Frame.SETTINGS if not flags & _ACK:
                 self._take_settings(payload)
             case _Frame.PING if not flags & _ACK:
@@ -285,7 +295,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_frame(_Frame.WINDOW_UPDATE, 0, 0, more))
             self._read = 0
 
-    def _end(self, number: int, status: grpc.StatusCode) -> None:
+    def _end(self, number: int, status: grpc.StatusCode | None) -> None:
         call = self._calls.pop(number, None)
         if call is not None and not call.done.done():
             call.done.set_result(status)

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from benchmarks.http2 import Http2Channel
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
 LARGE = 3_000_000
+DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
+END_STREAM, END_HEADERS, REFUSED_STREAM = 1, 4, 7
 
 
 @asynccontextmanager
@@ -169,3 +172,31 @@ async def test_what_is_no_server_of_grpc_ends_a_call(unused_tcp_port: int) -> No
     async with await asyncio.start_server(greet, "127.0.0.1", unused_tcp_port):
         async with calling(unused_tcp_port) as call:
             assert await code_of(call(b"picture", timeout=30)) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_call_that_the_server_refused_unseen_is_made_again() -> None:
+    made = []
+
+    async def refuse_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(24)  # the preface
+        writer.write(frame(SETTINGS, 0, 0, b""))
+        while True:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3]))
+            number = int.from_bytes(head[5:])
+            if head[3] == HEADERS and not made:
+                writer.write(frame(RST_STREAM, 0, number, REFUSED_STREAM.to_bytes(4)))
+            elif head[3] == HEADERS:
+                trailers = hpack.Encoder().encode([("grpc-status", "0")], huffman=False)
+                writer.write(frame(DATA, 0, number, b"\0\0\0\0\3map"))
+                writer.write(frame(HEADERS, END_STREAM | END_HEADERS, number, trailers))
+            made.extend([number] if head[3] == HEADERS else [])
+
+    async with await asyncio.start_server(refuse_the_first, "127.0.0.1", 0) as server:
+        async with calling(server.sockets[0].getsockname()[1]) as call:
+            assert await call(b"picture", timeout=30) == b"map"
+    assert made == [1, 3]
+
+
+def frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + number.to_bytes(4) + payload
