@@ -194,7 +194,9 @@ def draw_examples(source: Source, indices: Sequence[int]) -> Examples:
         drawn = [views.archive(rng, maps, textures, source.side)]
         for _ in range(source.queries):
             hardness = float(rng.random() ** source.lean)
-            drawn.append(views.degrade(rng, maps, textures, source.side, hardness))
+            # Bad pictures are taken from afar and aside; good ones may be.
+            reach = max(hardness, float(rng.random()))
+            drawn.append(views.degrade(rng, maps, textures, source.side, hardness, reach=reach))
         pixels.append(np.stack([view.pixels for view in drawn]))
         corners.append(np.stack([view.corners for view in drawn]))
     small = [

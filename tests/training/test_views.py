@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ import cv2
 
 from exporter.training import views
 from exporter.training.views import View, archive, degrade
+from exporter.training.views.camera import Camera, project
+from exporter.training.views.wall import Canvas
 
 pytestmark = pytest.mark.exporter
 
@@ -22,7 +26,8 @@ def coordinates(columns: int = 1, rows: int = 1) -> views.Pixels:
 
 
 def seen(hardness: float, seed: int, shape: tuple[int, int] = (1, 1)) -> View:
-    return degrade(np.random.default_rng(seed), [coordinates(*shape)], TEXTURES, SIDE, hardness)
+    rng = np.random.default_rng(seed)
+    return degrade(rng, [coordinates(*shape)], TEXTURES, SIDE, hardness, reach=hardness)
 
 
 @pytest.mark.parametrize("hardness", [0.0, 0.5, 1.0])
@@ -46,6 +51,7 @@ def test_the_corners_are_where_the_map_is() -> None:
     # Undo the view by its own corners: what comes back must be the map, nearly.
     unit = np.array([(0, 0), (SIDE, 0), (SIDE, SIDE), (0, SIDE)], np.float32)
     truth = cv2.resize(coordinates(2, 1), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    found = []
     for seed in range(30):
         view = seen(0.15, seed, (2, 1))
         corners = (view.corners + 1) * (SIDE / 2)
@@ -53,8 +59,11 @@ def test_the_corners_are_where_the_map_is() -> None:
             view.pixels, cv2.getPerspectiveTransform(corners, unit), (SIDE, SIDE)
         )
         visible = back.any(-1)
-        found = np.corrcoef(back[visible][:, :2].ravel(), truth[visible][:, :2].ravel())[0, 1]
-        assert found > 0.8, seed
+        pairs = np.corrcoef(back[visible][:, :2].ravel(), truth[visible][:, :2].ravel())
+        found.append(pairs[0, 1])
+    # Chat or a hotbar lies over some.
+    assert np.median(found) > 0.95
+    assert min(found) > 0.6
 
 
 def test_the_map_is_smaller_in_hard_views() -> None:
@@ -71,3 +80,37 @@ def test_half_of_the_archive_is_clean() -> None:
     views_seen = [archive(rng, [coordinates()], TEXTURES, SIDE) for _ in range(60)]
     clean = [np.array_equal(view.corners, whole) for view in views_seen]
     assert 12 <= sum(clean) <= 36  # a quarter of the clean ones stand on a ground of their own
+
+
+def test_a_camera_that_may_stand_anywhere_cuts_maps_off() -> None:
+    def cut_off(reach: float) -> float:
+        corners = [
+            degrade(
+                np.random.default_rng(seed), [coordinates()], TEXTURES, SIDE, 0.0, reach=reach
+            ).corners
+            for seed in range(80)
+        ]
+        return float(np.mean([(abs(each) > 1.1).any() for each in corners]))
+
+    assert cut_off(0.0) < 0.4
+    assert cut_off(1.0) > 0.55
+
+
+def test_no_side_of_a_room_hides_the_map() -> None:
+    others = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        canvas = Canvas.hang(rng, [coordinates(2, 1)], TEXTURES)
+        camera = Camera.place(rng, aspect=2.0, reach=1.0, aside=1.0)
+        room, plain = canvas.look(camera), replace(canvas, sides=()).look(camera)
+        outline = project(
+            camera.to_frame, np.array([(-2, -1), (2, -1), (2, 1), (-2, 1)], np.float32)
+        )
+        size = (room.shape[1], room.shape[0])
+        inside = np.zeros(room.shape[:2], np.uint8)
+        cv2.fillConvexPoly(inside, ((outline + 1) / 2 * size).round().astype(np.int32), 1)
+        # Where a side begins at the very edge of the map, they share a row of pixels.
+        inside = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=0).astype(bool)
+        assert np.array_equal(room[inside], plain[inside]), seed
+        others += not np.array_equal(room, plain)
+    assert others >= 10

@@ -1,9 +1,9 @@
 """Degraded views of maps for training: what happens to a map between the game and a search.
 
 A camera looks at a wall in perspective; then come the light, the game's interface, a phone's photo
-of the screen, blur, noise and compression. A *hardness* from 0 to 1 scales everything, so that
-training can begin with mild views. Every view says where the corners of its map are, which the
-locator learns from. One view costs a few milliseconds on one core, most of it inside OpenCV.
+of the screen, blur, noise and compression. A *hardness* from 0 to 1 scales what happens to the
+picture, a *reach* where the camera stands. Every view says where the corners of its map are, which
+the locator learns from. One view costs a few milliseconds on one core, most of it inside OpenCV.
 
 This is deliberately not the renderer of `scenes`: that one measures, so it must not be what was
 trained on. The augmentation of copies for retrieval follows E. Pizzi et al., "A Self-Supervised
@@ -48,12 +48,14 @@ def archive(rng: np.random.Generator, maps: list[Pixels], textures: Textures, si
     """
     if rng.random() < 0.5:
         return _render(rng, maps[0], side)
-    return degrade(rng, maps, textures, side, hardness=rng.uniform(0.0, 0.3))
+    mild = rng.uniform(0.0, 0.3)
+    return degrade(rng, maps, textures, side, hardness=mild, reach=mild)
 
 
 def degrade(
-    rng: np.random.Generator, maps: list[Pixels], textures: Textures, side: int, hardness: float
-) -> View:
+    rng: np.random.Generator, maps: list[Pixels], textures: Textures, side: int, hardness: float,
+    *, reach: float,
+) -> View:  # fmt: skip
     """A view as a camera and an internet would make it.
 
     Args:
@@ -61,11 +63,16 @@ def degrade(
         maps: The map, ``uint8`` (h, w, 3) in its true proportions, and others to hang beside it.
         textures: What walls are made of.
         side: Pixels along the view.
-        hardness: 0 (straight, clean) to 1 (as bad as it gets).
+        hardness: 0 (clean) to 1 (as bad as it gets).
+        reach: 0 (from straight before the map) to 1 (from anywhere, and partly out of the picture).
     """
     aspect = maps[0].shape[1] / maps[0].shape[0]
-    camera = Camera.place(rng, aspect, hardness)
-    canvas = Canvas.hang(rng, maps, textures, hardness)
+    if rng.random() >= 0.1 + 0.35 * hardness:
+        maps = maps[:1]
+    # Of several maps the one that is meant is the one that is looked at.
+    aside = reach if len(maps) == 1 else reach / 3
+    camera = Camera.place(rng, aspect, reach, aside)
+    canvas = Canvas.hang(rng, maps, textures)
     picture = canvas.look(camera)
     picture = wear.light(rng, picture, hardness)
     picture = screen.draw(rng, picture, hardness)

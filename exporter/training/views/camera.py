@@ -19,38 +19,64 @@ _FRAMES = (16 / 9, 16 / 9, 16 / 9, 16 / 9, 4 / 3, 1.0, 9 / 16, 2.1)
 class Camera:
     """How a wall is seen.
 
-    The wall is the plane z = 0; its map spans -aspect..aspect by -1..1. The frame spans -1..1 both
-    ways whatever its shape is.
+    The wall is the plane z = 0; its map spans -aspect..aspect by -1..1, y points down, and the
+    camera is where z is negative. The frame spans -1..1 both ways whatever its shape is.
     """
 
-    to_frame: Matrix
-    """Homography from the wall to the frame, (3, 3)."""
+    projection: Matrix
+    """From the world to the frame, (3, 4)."""
 
     frame: float
     """Width over height of the frame."""
 
+    at: tuple[float, float, float]
+    """Where it stands."""
+
+    @property
+    def to_frame(self) -> Matrix:
+        """Homography from the wall to the frame, (3, 3)."""
+        return self.projection[:, [0, 1, 3]]
+
+    def of_plane(self, axis: int, at: float) -> Matrix:
+        """Homography to the frame from the plane where x (0) or y (1) is so: of z and the other."""
+        other = 1 - axis
+        right = self.projection[:, 3] + at * self.projection[:, axis]
+        return np.stack([self.projection[:, 2], self.projection[:, other], right], 1)
+
     @classmethod
-    def place(cls, rng: np.random.Generator, aspect: float, hardness: float) -> Self:
-        """Stand somewhere before the wall."""
+    def place(cls, rng: np.random.Generator, aspect: float, reach: float, aside: float) -> Self:
+        """Stand somewhere before the wall.
+
+        Args:
+            rng: Decides where.
+            aspect: Width over height of the map.
+            reach: 0 (near, and straight before it) to 1 (from any distance and angle).
+            aside: 0 (the map is in the middle) to 1 (anywhere, and partly out of the picture).
+        """
         frame = float(rng.choice(_FRAMES)) * rng.uniform(0.93, 1.07)
         if rng.random() < 0.1:
             frame = aspect * rng.uniform(0.8, 1.25)  # a cut-out of the screen
-        yaw = math.radians(rng.uniform(-1, 1) * (4 + 48 * hardness))
-        pitch = math.radians(rng.uniform(-1, 1) * (3 + 29 * hardness))
-        roll = math.radians(rng.normal() * 3 * hardness)
+        yaw = math.radians(rng.uniform(-1, 1) * (4 + 48 * reach))
+        pitch = math.radians(rng.uniform(-1, 1) * (3 + 29 * reach))
+        roll = math.radians(rng.normal() * 3 * reach)
         focal = rng.uniform(1.0, 2.4)
         # At `fit` a straight view of the map just fits into the frame.
         fit = focal * max(aspect / frame, 1.0)
-        fill = rng.uniform(0.7 - 0.45 * hardness, 1.2)
+        fill = rng.uniform(0.7 - 0.48 * reach, 1.2)
         distance = fit / fill
-        share = fill * min(frame / aspect, 1.0)
-        reach = rng.uniform(-1, 1, 2) * (0.15 + 0.85 * hardness)
-        slack = np.maximum(0.0, (frame - aspect * share, 1 - share)) + 0.28 * hardness * share
-        shift = reach * slack * distance / focal
+        half = fill * min(frame / aspect, 1.0) * np.array([aspect, 1.0])
+        limit = np.array([frame, 1.0])
+        slack = np.maximum(0.0, limit - half) + 0.28 * aside * half
+        shift = rng.uniform(-1, 1, 2) * (0.15 + 0.85 * aside) * slack
+        if rng.random() < 0.4 * aside:  # across an edge of the picture
+            axis, out = int(rng.integers(2)), rng.uniform(0.05, 0.45)
+            shift[axis] = rng.choice([-1, 1]) * (limit - half + 2 * out * half)[axis]
+        shift *= distance / focal
         turn = _turn(yaw, pitch, roll)
-        # Points of the wall have z = 0, so the third column of the rotation drops out.
-        place = np.stack([turn[:, 0], turn[:, 1], np.array([*shift, distance])], 1)
-        return cls(np.diag([focal / frame, focal, 1.0]) @ place, frame)
+        moved = np.array([*shift, distance])
+        lens = np.diag([focal / frame, focal, 1.0])
+        x, y, z = (-turn.T @ moved).tolist()
+        return cls(lens @ np.column_stack([turn, moved]), frame, (x, y, z))
 
 
 def _turn(yaw: float, pitch: float, roll: float) -> Matrix:

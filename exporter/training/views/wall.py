@@ -80,6 +80,22 @@ def _texture(rng: np.random.Generator) -> Pixels:
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """Another side of the room, at right angles to the wall: a floor, a ceiling, a wall.
+
+    Attributes:
+        axis: The room ends there in x (0) or in y (1).
+        at: Where.
+        pixels: Its texture, ``uint8`` (h, w, 3): down goes the other of x and y, as far as the
+            wall reaches, and to the right is the wall.
+    """
+
+    axis: int
+    at: float
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
 class Canvas:
     """A wall with maps on it.
 
@@ -88,35 +104,36 @@ class Canvas:
         wall: What is around it, ``uint8`` (h, w, 3); spans -reach..reach of the wall's units.
         reach: x and y.
         sky: What a ray meets that misses the wall.
+        sides: Of the room that it is in.
     """
 
     map_pixels: Pixels
     wall: Pixels
     reach: tuple[float, float]
     sky: tuple[int, int, int]
+    sides: tuple[Side, ...]
 
     @classmethod
-    def hang(
-        cls, rng: np.random.Generator, maps: list[Pixels], textures: Textures, hardness: float
-    ) -> Self:
-        """Hang the first map in the middle of a wall, and perhaps the others around it."""
+    def hang(cls, rng: np.random.Generator, maps: list[Pixels], textures: Textures) -> Self:
+        """Hang the first map in the middle of a wall, and the others around it."""
         rows, columns = (side // MAP_SIDE for side in maps[0].shape[:2])
         # One block is one map's side, or two maps in the rare big block of a resource pack.
-        around = 5
+        around = 8
         wide, tall = columns + 2 * around, rows + 2 * around
         sky = np.clip(rng.uniform(0, 255) + rng.normal(0, 40, 3), 0, 255).astype(np.uint8)
+        in_room = rng.random() < 0.5
         if rng.random() < 0.25:
             wall = np.full((_BLOCK * tall, _BLOCK * wide, 3), sky, np.uint8)
         else:
             wall = textures.wall(rng, wide, tall)
-            ground = textures.wall(rng, wide, tall)
-            _limit(rng, wall, ground, sky, around=around, rows=rows)
+            if not in_room:
+                ground = textures.wall(rng, wide, tall)
+                _limit(rng, wall, ground, sky, around=around, rows=rows)
         scale = 2
         wall = np.repeat(np.repeat(wall, scale, 0), scale, 1)
         block = _BLOCK * scale
-        if rng.random() < 0.1 + 0.35 * hardness:
-            for other in maps[1:]:
-                _beside(rng, wall, other, block=block, around=around, shape=(columns, rows))
+        for other in maps[1:]:
+            _beside(rng, wall, other, block=block, around=around, shape=(columns, rows))
         pixels = maps[0]
         if rng.random() < 0.3:
             _frame(rng, wall, block, around, (columns, rows))
@@ -124,7 +141,8 @@ class Canvas:
             pixels = _seams(rng, pixels)
         # The map's half height is 1, so a block is 2 / rows.
         reach = (wide / rows, tall / rows)
-        return cls(pixels, wall, reach, (int(sky[0]), int(sky[1]), int(sky[2])))
+        sides = _room(rng, textures, (columns, rows), reach) if in_room else ()
+        return cls(pixels, wall, reach, (int(sky[0]), int(sky[1]), int(sky[2])), sides)
 
     def look(self, camera: Camera) -> Pixels:
         """What the camera sees: ``uint8`` (height, width, 3)."""
@@ -147,7 +165,29 @@ class Canvas:
             pixels, to_pixels @ onto_wall, (width, height), dst=picture,
             flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT,
         )  # fmt: skip
+        for side in self.sides:
+            self._look_at(side, camera, picture)
         return picture
+
+    def _look_at(self, side: Side, camera: Camera, picture: Pixels) -> None:
+        """Draw a side of the room over what it hides."""
+        if (camera.at[side.axis] - side.at) * side.at >= 0:
+            return  # the camera stands behind it
+        size = picture.shape[1], picture.shape[0]
+        reach = self.reach[1 - side.axis]
+        rows, columns = side.pixels.shape[:2]
+        depth = columns / rows * 2 * reach
+        # Nothing of it that is beside the camera, or behind.
+        kept = max(1, int(columns * min(1.0, -0.9 * camera.at[2] / depth)))
+        pixels = side.pixels[:, columns - kept :]
+        texel = depth / columns
+        onto_side = np.array(
+            [(texel, 0, -texel * kept), (0, 2 * reach / rows, -reach), (0, 0, 1.0)]
+        )
+        cv2.warpPerspective(
+            pixels, pixels_of(*size) @ camera.of_plane(side.axis, side.at) @ onto_side, size,
+            dst=picture, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT,
+        )  # fmt: skip
 
     def _at_scale(self, to_pixels: npt.NDArray[np.float64]) -> Pixels:
         """The map, averaged down to about the size at which it is seen: no aliasing."""
@@ -164,6 +204,24 @@ class Canvas:
             return self.map_pixels
         shrunk: Pixels = cv2.resize(self.map_pixels, size, interpolation=cv2.INTER_AREA)
         return shrunk
+
+
+def _room(
+    rng: np.random.Generator, textures: Textures, shape: tuple[int, int], reach: tuple[float, float]
+) -> tuple[Side, ...]:
+    """A floor in most rooms, ceilings and walls beside the map in some."""
+    columns, rows = shape
+    block = 2 / rows
+    half = (columns / rows, 1.0)
+    sides = []
+    for axis, sign, share in ((1, 1, 0.8), (1, -1, 0.35), (0, 1, 0.35), (0, -1, 0.35)):
+        if rng.random() >= share:
+            continue
+        long, deep = round(2 * reach[1 - axis] / block), int(rng.integers(2, 9))
+        lit = textures.wall(rng, deep, long) * rng.uniform(0.5, 1.0)
+        away = half[axis] + block * int(rng.exponential(1.5))
+        sides.append(Side(axis, sign * away, lit.astype(np.uint8)))
+    return tuple(sides)
 
 
 def _limit(

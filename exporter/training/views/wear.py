@@ -46,6 +46,10 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
     if rng.random() < 0.15 * hardness:  # a shader's bloom
         glow = cv2.GaussianBlur(picture, (0, 0), rng.uniform(4, 12))
         picture = cv2.addWeighted(picture, 1.0, glow, rng.uniform(0.1, 0.5), 0)
+    if rng.random() < 0.3 * hardness:  # and its haze
+        share = rng.uniform(0.05, 0.45) * hardness
+        haze = rng.uniform(60, 255, 3) * share
+        picture = np.clip(picture * (1 - share) + haze, 0, 255).astype(np.uint8)
     return picture
 
 
@@ -68,19 +72,21 @@ def _falloff(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixe
 
 
 def _shadow(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
-    """The hard edge of a roof's or a tree's shadow across the picture."""
+    """The shadow of a roof or, with two edges, of a beam across the picture; bluish at times."""
     height, width = picture.shape[:2]
     turn = rng.uniform(0, 2 * math.pi)
     through = rng.uniform(0.15, 0.85, 2) * (width, height)
     along = np.array([math.cos(turn), math.sin(turn)]) * (width + height)
-    side = np.array([-along[1], along[0]])
+    side = np.array([-along[1], along[0]]) * (rng.uniform(0.03, 0.3) if rng.random() < 0.4 else 1)
     corners = np.stack([through - along, through + along, through + along + side,
                         through - along + side])  # fmt: skip
     level = 255 * (1 - rng.uniform(0.2, 0.75) * hardness)
     shade = np.full((height, width), 255, np.uint8)
     cv2.fillConvexPoly(shade, corners.astype(np.int32), level)
     shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.5, 4))
-    shaded: Pixels = cv2.multiply(picture, cv2.merge([shade] * 3), scale=1 / 255)
+    tint = 1 - rng.uniform(0, 0.15) * np.array([1, 0.5, 0])
+    dark = 1 - (255 - shade[..., None]) / 255 * (2 - tint)
+    shaded: Pixels = (picture * np.maximum(0.05, dark)).astype(np.uint8)
     return shaded
 
 
