@@ -24,9 +24,10 @@ BATCH_SIZES: Final = (1, 3, 8)
 """At each of them every picture is embedded; the last batch of a size may be smaller."""
 
 # How far rounding may take a vector from length one, and a picture's vectors from each other: the
-# last bit of a float differs with the size of the batch, and now and then it decides an integer.
+# last bit of a float differs with the size of the batch, and now and then it decides an integer,
+# which the last layers of a whitened tower make ten times larger.
 _LENGTH_TOLERANCE: Final = 1e-3
-_INVARIANCE: Final = {Precision.FP32: 0.9999, Precision.FP16: 0.9999, Precision.INT8: 0.999}
+_INVARIANCE: Final = {Precision.FP32: 0.9999, Precision.FP16: 0.9999, Precision.INT8: 0.995}
 # Pictures that PyTorch computes at once, for memory's sake.
 _REFERENCE_BATCH: Final = 8
 
@@ -34,7 +35,7 @@ Embeddings = NDArray[np.floating[Any]]
 
 
 class FidelityError(ExportError):
-    """The tower works, but is further from PyTorch than its precision's bar allows."""
+    """The tower works, but rounds more than its precision may: from PyTorch, or from itself."""
 
 
 def check_image_tower(
@@ -168,7 +169,7 @@ def _check(
         )
     among = float(np.einsum("bnd,nd->bn", found, found[0]).min())
     if among < _INVARIANCE[manifest.precision]:
-        raise ExportError(
+        raise FidelityError(
             f"The {tower} tower's answer depends on the size of the batch: cosine similarity "
             f"{among:.6f} between batches of {BATCH_SIZES} of the same pictures."
         )

@@ -13,7 +13,6 @@ pytest.importorskip("optimum")
 import torch
 
 from exporter import checkpoint, pictures, verify
-from exporter.errors import ExportError
 from exporter.towers import OPSET, ImageTower, trace
 from exporter.verify import FidelityError
 from inference.artifact import Artifact, Manifest, Precision
@@ -118,7 +117,7 @@ def test_an_answer_that_depends_on_the_company_is_found(judged: Callable[..., An
         mixed = mixed + 0.02 * mixed.sum(dim=0, keepdim=True)
         return {"image_embeds": mixed / mixed.norm(dim=-1, keepdim=True)}
 
-    with pytest.raises(ExportError, match=r"batch|bar"):
+    with pytest.raises(FidelityError, match=r"batch|bar"):
         judged(forward, precision=Precision.INT8)
 
 

@@ -29,7 +29,7 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
     exposure = math.exp(rng.normal() * 0.22 * hardness)
     if rng.random() < 0.05 + 0.35 * hardness:
         exposure *= math.exp(-rng.uniform(0.2, 1.7) * hardness)
-    cast = np.exp(rng.normal(size=3) * 0.15 * hardness)
+    cast = np.exp(rng.normal(size=3) * 0.2 * hardness)
     gamma = math.exp(rng.normal() * 0.22 * hardness)
     contrast = 1 + rng.uniform(-0.45, 0.3) * hardness
     curve = (_LEVELS[:, None] ** gamma - 0.5) * contrast + 0.5
@@ -37,7 +37,7 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
     picture = cv2.LUT(picture, table[None])
     if rng.random() < 0.5 * hardness:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-        mixed = grey + (picture - grey) * (1 + rng.uniform(-0.6, 0.5))
+        mixed = grey + (picture - grey) * (1 + rng.uniform(-0.8, 0.5))
         picture = np.clip(mixed, 0, 255).astype(np.uint8)
     if rng.random() < 0.55 * hardness:
         picture = _falloff(rng, picture, hardness)
