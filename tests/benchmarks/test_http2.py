@@ -175,7 +175,7 @@ async def test_what_is_no_server_of_grpc_ends_a_call(unused_tcp_port: int) -> No
 
 
 async def test_a_call_that_the_server_refused_unseen_is_made_again() -> None:
-    made = []
+    made: list[int] = []
 
     async def refuse_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(24)  # the preface
