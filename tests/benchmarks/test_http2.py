@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -176,25 +176,31 @@ async def test_what_is_no_server_of_grpc_ends_a_call(unused_tcp_port: int) -> No
 
 async def test_a_call_that_the_server_refused_unseen_is_made_again() -> None:
     made: list[int] = []
+    gone = asyncio.Event()
 
     async def refuse_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(24)  # the preface
         writer.write(frame(SETTINGS, 0, 0, b""))
-        while True:
-            head = await reader.readexactly(9)
-            await reader.readexactly(int.from_bytes(head[:3]))
-            number = int.from_bytes(head[5:])
-            if head[3] == HEADERS and not made:
-                writer.write(frame(RST_STREAM, 0, number, REFUSED_STREAM.to_bytes(4)))
-            elif head[3] == HEADERS:
-                trailers = hpack.Encoder().encode([("grpc-status", "0")], huffman=False)
-                writer.write(frame(DATA, 0, number, b"\0\0\0\0\3map"))
-                writer.write(frame(HEADERS, END_STREAM | END_HEADERS, number, trailers))
-            made.extend([number] if head[3] == HEADERS else [])
+        with suppress(asyncio.IncompleteReadError):  # until the client goes
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3]))
+                number = int.from_bytes(head[5:])
+                if head[3] == HEADERS and not made:
+                    writer.write(frame(RST_STREAM, 0, number, REFUSED_STREAM.to_bytes(4)))
+                elif head[3] == HEADERS:
+                    trailers = hpack.Encoder().encode([("grpc-status", "0")], huffman=False)
+                    writer.write(frame(DATA, 0, number, b"\0\0\0\0\3map"))
+                    writer.write(frame(HEADERS, END_STREAM | END_HEADERS, number, trailers))
+                made.extend([number] if head[3] == HEADERS else [])
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
 
     async with await asyncio.start_server(refuse_the_first, "127.0.0.1", 0) as server:
         async with calling(server.sockets[0].getsockname()[1]) as call:
             assert await call(b"picture", timeout=30) == b"map"
+        await gone.wait()
     assert made == [1, 3]
 
 
