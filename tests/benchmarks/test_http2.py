@@ -185,14 +185,16 @@ async def test_a_call_that_the_server_refused_unseen_is_made_again() -> None:
             while True:
                 head = await reader.readexactly(9)
                 await reader.readexactly(int.from_bytes(head[:3]))
+                if head[3] != HEADERS:
+                    continue
                 number = int.from_bytes(head[5:])
-                if head[3] == HEADERS and not made:
+                made.append(number)
+                if len(made) == 1:
                     writer.write(frame(RST_STREAM, 0, number, REFUSED_STREAM.to_bytes(4)))
-                elif head[3] == HEADERS:
-                    trailers = hpack.Encoder().encode([("grpc-status", "0")], huffman=False)
-                    writer.write(frame(DATA, 0, number, b"\0\0\0\0\3map"))
-                    writer.write(frame(HEADERS, END_STREAM | END_HEADERS, number, trailers))
-                made.extend([number] if head[3] == HEADERS else [])
+                    continue
+                trailers = hpack.Encoder().encode([("grpc-status", "0")], huffman=False)
+                writer.write(frame(DATA, 0, number, b"\0\0\0\0\3map"))
+                writer.write(frame(HEADERS, END_STREAM | END_HEADERS, number, trailers))
         writer.close()
         await writer.wait_closed()
         gone.set()

@@ -29,8 +29,11 @@ class Camera:
     frame: float
     """Width over height of the frame."""
 
-    at: tuple[float, float, float]
-    """Where it stands."""
+    @property
+    def at(self) -> npt.NDArray[np.float64]:
+        """Where it stands, (3,): the one point that the projection takes to nowhere."""
+        found: Matrix = np.linalg.solve(self.projection[:, :3], -self.projection[:, 3])
+        return found
 
     @property
     def to_frame(self) -> Matrix:
@@ -75,8 +78,7 @@ class Camera:
         turn = _turn(yaw, pitch, roll)
         moved = np.array([*shift, distance])
         lens = np.diag([focal / frame, focal, 1.0])
-        x, y, z = (-turn.T @ moved).tolist()
-        return cls(lens @ np.column_stack([turn, moved]), frame, (x, y, z))
+        return cls(lens @ np.column_stack([turn, moved]), frame)
 
 
 def _turn(yaw: float, pitch: float, roll: float) -> Matrix:

@@ -171,14 +171,15 @@ class Canvas:
 
     def _look_at(self, side: Side, camera: Camera, picture: Pixels) -> None:
         """Draw a side of the room over what it hides."""
-        if (camera.at[side.axis] - side.at) * side.at >= 0:
+        at = camera.at
+        if (at[side.axis] - side.at) * side.at >= 0:
             return  # the camera stands behind it
         size = picture.shape[1], picture.shape[0]
         reach = self.reach[1 - side.axis]
         rows, columns = side.pixels.shape[:2]
         depth = columns / rows * 2 * reach
         # Nothing of it that is beside the camera, or behind.
-        kept = max(1, int(columns * min(1.0, -0.9 * camera.at[2] / depth)))
+        kept = max(1, int(columns * min(1.0, -0.9 * at[2] / depth)))
         pixels = side.pixels[:, columns - kept :]
         texel = depth / columns
         onto_side = np.array(

@@ -84,9 +84,9 @@ def _shadow(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixel
     shade = np.full((height, width), 255, np.uint8)
     cv2.fillConvexPoly(shade, corners.astype(np.int32), level)
     shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.5, 4))
-    tint = 1 - rng.uniform(0, 0.15) * np.array([1, 0.5, 0])
-    dark = 1 - (255 - shade[..., None]) / 255 * (2 - tint)
-    shaded: Pixels = (picture * np.maximum(0.05, dark)).astype(np.uint8)
+    taken = 1 + rng.uniform(0, 0.15) * np.array([1, 0.5, 0])  # of red more than of blue
+    left = 1 - (255 - shade[..., None]) / 255 * taken
+    shaded: Pixels = (picture * np.maximum(0.05, left)).astype(np.uint8)
     return shaded
 
 
