@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,9 @@ class Camera:
     """Width over height of the frame."""
 
     @property
-    def at(self) -> npt.NDArray[np.float64]:
+    def at(self) -> npt.NDArray[np.floating[Any]]:
         """Where it stands, (3,): the one point that the projection takes to nowhere."""
-        found: Matrix = np.linalg.solve(self.projection[:, :3], -self.projection[:, 3])
-        return found
+        return np.linalg.solve(self.projection[:, :3], -self.projection[:, 3])
 
     @property
     def to_frame(self) -> Matrix:
