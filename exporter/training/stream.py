@@ -72,7 +72,10 @@ class Source:
     """Which part of each corpus, so that validation sees pictures that training never does."""
 
     sibling_share: float = 0.25
-    """Fraction of odd items that are crops or recolourings of the item before: hard negatives."""
+    """Fraction of odd items that are easily mistaken for the item before: hard negatives."""
+
+    part_share: float = 0.3
+    """Fraction of the pictures of which the map shows a part, enlarged."""
 
     border_share: float = 0.2
     """Fraction of the pictures with a painted border; siblings of such may differ inside only."""
@@ -99,11 +102,17 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     shape = mapart.random_shape(shared)
     # Two of a series have a border in common and nothing else.
     series = sibling and has_border and rng.random() < 0.5
+    variant = sibling and not series
+    # Of a picture that is cut anew, another part; of any other sibling's, the same.
+    cut_anew = variant and rng.random() < 0.4
     picture = _picture(source, index if series else first, rng if series else shared, shape)
+    cutting = rng if cut_anew or series else shared
+    if cut_anew or cutting.random() < source.part_share:
+        picture = np.asarray(_crop(cutting, Image.fromarray(picture), 0.4, 0.75))
     if has_border:
         picture = _paint_border(border, picture)
-    if sibling and not series:
-        picture = _variant(rng, picture)
+    if variant and not cut_anew:
+        picture = _recolour_or_mirror(rng, picture)
     return mapart.quantise(picture, *mapart.random_style(rng))
 
 
@@ -151,33 +160,29 @@ def _picture(
     low, high = (round(edge * len(pictures)) for edge in source.corpus_part)
     chosen = Image.fromarray(pictures[int(rng.integers(low, high))])
     if rng.random() < 0.5:
-        chosen = _crop(rng, chosen, 0.6)
+        chosen = _crop(rng, chosen, 0.6, 1.0)
     return np.asarray(chosen.resize(size, Image.Resampling.BICUBIC))
 
 
-def _crop(rng: np.random.Generator, image: Image.Image, least: float) -> Image.Image:
-    """Cut out a random window whose sides are at least this fraction of the picture's."""
-    wide, tall = (side * rng.uniform(least, 1) for side in image.size)
+def _crop(rng: np.random.Generator, image: Image.Image, least: float, most: float) -> Image.Image:
+    """Cut out a random window whose sides are such fractions of the picture's."""
+    wide, tall = (side * rng.uniform(least, most) for side in image.size)
     left, top = rng.uniform(0, image.width - wide), rng.uniform(0, image.height - tall)
     return image.resize(image.size, Image.Resampling.BICUBIC, (left, top, left + wide, top + tall))
 
 
-def _variant(rng: np.random.Generator, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _recolour_or_mirror(
+    rng: np.random.Generator, picture: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
     """Make a different picture that is easily mistaken for this one."""
-    kind = int(rng.integers(4))
+    kind = int(rng.integers(3))
     if kind == 0:
         return np.ascontiguousarray(
             picture[..., [(1, 2, 0), (2, 0, 1), (0, 2, 1)][int(rng.integers(3))]]
         )
     if kind == 1:
         return 255 - picture
-    if kind == 2:
-        return np.ascontiguousarray(picture[:, ::-1])
-    image = Image.fromarray(picture)
-    wide, tall = (side * rng.uniform(0.45, 0.7) for side in image.size)
-    left, top = rng.uniform(0, image.width - wide), rng.uniform(0, image.height - tall)
-    box = (left, top, left + wide, top + tall)
-    return np.asarray(image.resize(image.size, Image.Resampling.BICUBIC, box))
+    return np.ascontiguousarray(picture[:, ::-1])
 
 
 def draw_examples(source: Source, indices: Sequence[int]) -> Examples:

@@ -78,6 +78,31 @@ def test_siblings_are_drawn_together_and_differ() -> None:
             assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("part_share", [0.0, 1.0])
+def test_siblings_show_other_parts_of_a_picture_or_the_same_part_otherwise(
+    monkeypatch: pytest.MonkeyPatch, part_share: float
+) -> None:
+    # Red grows to the right and green downwards, so both tell which part is shown.
+    slope = np.broadcast_to(np.linspace(0, 240, 128).astype(np.uint8), (128, 128))
+    picture = np.stack([slope, slope.T, np.full_like(slope, 7)], -1)
+    monkeypatch.setattr(stream, "_picture", lambda *_: picture)
+    monkeypatch.setattr(stream.mapart, "quantise", lambda pixels, *_: pixels)
+    source = Source(seed=3, sibling_share=1.0, border_share=0.0, part_share=part_share)
+    elsewhere = 0
+    for even in range(0, 40, 2):
+        one, other = stream.wall(source, even), stream.wall(source, even + 1)
+        least, most = (0.35, 0.8) if part_share else (1.0, 1.0)
+        assert least <= np.ptp(one[..., 0]) / 240 <= most
+        # Recoloured or mirrored, or neither: then it is cut anew.
+        if (other[..., 2] == 7).all() and other[0, 0, 0] < other[0, -1, 0]:
+            elsewhere += 1
+            assert 0.35 <= np.ptp(other[..., 0]) / 240 <= 0.8
+            assert not np.array_equal(one, other)
+        else:
+            assert sorted(np.ptp(other, (0, 1))) == sorted(np.ptp(one, (0, 1)))
+    assert 2 < elsewhere < 18
+
+
 def test_a_border_is_painted_inside_the_map() -> None:
     bare, bordered = (stream.wall(Source(seed=3, border_share=share), 0) for share in (0.0, 1.0))
 

@@ -41,7 +41,7 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
         picture = np.clip(mixed, 0, 255).astype(np.uint8)
     if rng.random() < 0.55 * hardness:
         picture = _falloff(rng, picture, hardness)
-    if rng.random() < 0.25 * hardness:
+    if rng.random() < 0.4 * hardness:
         picture = _shadow(rng, picture, hardness)
     if rng.random() < 0.15 * hardness:  # a shader's bloom
         glow = cv2.GaussianBlur(picture, (0, 0), rng.uniform(4, 12))
@@ -83,7 +83,7 @@ def _shadow(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixel
     level = 255 * (1 - rng.uniform(0.2, 0.75) * hardness)
     shade = np.full((height, width), 255, np.uint8)
     cv2.fillConvexPoly(shade, corners.astype(np.int32), level)
-    shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.5, 4))
+    shade = cv2.GaussianBlur(shade, (0, 0), math.exp(rng.uniform(-1.5, 1.4)))
     taken = 1 + rng.uniform(0, 0.15) * np.array([1, 0.5, 0])  # of red more than of blue
     left = 1 - (255 - shade[..., None]) / 255 * taken
     shaded: Pixels = (picture * np.maximum(0.05, left)).astype(np.uint8)
