@@ -7,7 +7,7 @@ from PIL import Image
 
 pytest.importorskip("cv2")
 
-from exporter.training import corpus, stream
+from exporter.training import corpus, mapart, stream
 from exporter.training.stream import Source, Window
 
 pytestmark = pytest.mark.exporter
@@ -86,7 +86,7 @@ def test_siblings_show_other_parts_of_a_picture_or_the_same_part_otherwise(
     slope = np.broadcast_to(np.linspace(0, 240, 128).astype(np.uint8), (128, 128))
     picture = np.stack([slope, slope.T, np.full_like(slope, 7)], -1)
     monkeypatch.setattr(stream, "_picture", lambda *_: picture)
-    monkeypatch.setattr(stream.mapart, "quantise", lambda pixels, *_: pixels)
+    monkeypatch.setattr(mapart, "quantise", lambda pixels, *_: pixels)
     source = Source(seed=3, sibling_share=1.0, border_share=0.0, part_share=part_share)
     elsewhere = 0
     for even in range(0, 40, 2):
