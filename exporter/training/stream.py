@@ -103,7 +103,7 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     # Two of a series have a border in common and nothing else.
     series = sibling and has_border and rng.random() < 0.5
     variant = sibling and not series
-    # Of a picture that is cut anew, another part; of any other sibling's, the same.
+    # Others show another part of one picture, or the same part in other colours or mirrored.
     cut_anew = variant and rng.random() < 0.4
     picture = _picture(source, index if series else first, rng if series else shared, shape)
     cutting = rng if cut_anew or series else shared
