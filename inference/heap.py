@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 # Above this, what is taken while the model is loaded lies apart from the heap. protobuf gives the
 # heap's free pages back at every ten thousandth piece that it frees (`malloc_trim(3)`), and that
 # breaks up the large pages that they are part of.
@@ -48,6 +48,13 @@ def give_back_large_pieces() -> None:
 def keep_middling_pieces() -> None:
     """Has all but large pieces kept for later. Call it when what stays for good is in memory."""
     _glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def keep_all_pieces() -> None:
+    """Has nothing given back, however large: for what takes the same pieces at every step."""
+    _glibc("mallopt", _M_MMAP_MAX, 0)
+    _glibc("mallopt", _M_TRIM_THRESHOLD, -1)
+    _glibc("mallopt", _M_ARENA_MAX, _ARENAS)
 
 
 def give_back_free_pieces() -> None:

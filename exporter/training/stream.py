@@ -74,8 +74,11 @@ class Source:
     sibling_share: float = 0.25
     """Fraction of odd items that are easily mistaken for the item before: hard negatives."""
 
-    part_share: float = 0.3
+    part_share: float = 0.4
     """Fraction of the pictures of which the map shows a part, enlarged."""
+
+    coarse_share: float = 0.15
+    """Fraction of the pictures with few and large pixels."""
 
     border_share: float = 0.2
     """Fraction of the pictures with a painted border; siblings of such may differ inside only."""
@@ -99,6 +102,7 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     shared = np.random.default_rng([source.seed, first]) if sibling else rng
     border = np.random.default_rng([source.seed, first, _BORDER_SEED])
     has_border = border.random() < source.border_share
+    coarse = border.random() < source.coarse_share
     shape = mapart.random_shape(shared)
     # Two of a series have a border in common and nothing else.
     series = sibling and has_border and rng.random() < 0.5
@@ -108,7 +112,9 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     picture = _picture(source, index if series else first, rng if series else shared, shape)
     cutting = rng if cut_anew or series else shared
     if cut_anew or cutting.random() < source.part_share:
-        picture = np.asarray(_crop(cutting, Image.fromarray(picture), 0.4, 0.75))
+        picture = np.asarray(_crop(cutting, Image.fromarray(picture), 0.3, 0.75))
+    if coarse:
+        picture = _coarsen(border, picture)
     if has_border:
         picture = _paint_border(border, picture)
     if variant and not cut_anew:
@@ -143,6 +149,16 @@ def _paint_border(
         tone = tuple(int(level) for level in rng.integers(0, 256, 3))
         cv2.putText(picture, letters, at, cv2.FONT_HERSHEY_SIMPLEX, size, tone, 1)
     return picture
+
+
+def _coarsen(rng: np.random.Generator, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Draw a picture again with large pixels, as small sprites are when they fill a map."""
+    height, width = picture.shape[:2]
+    pixel = min(height, width) / math.exp(rng.uniform(math.log(12), math.log(64)))
+    small = (max(1, round(width / pixel)), max(1, round(height / pixel)))
+    shrunk = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+    coarse: Pixels = cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_NEAREST)
+    return coarse
 
 
 def _picture(

@@ -25,6 +25,7 @@ from exporter.training.losses import LocatorLosses, TowerLosses
 from exporter.training.schedule import Progress, learning_rate
 from exporter.training.stream import Examples, Source, Window
 from exporter.training.tasks import TASKS, Batch, Task
+from inference import heap
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -334,6 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.minutes is not None:
         settings = replace(settings, schedule=replace(settings.schedule, minutes=arguments.minutes))
     torch.set_num_threads(settings.threads)
+    # A step takes and frees gigabytes, and the system would clear every page of them anew.
+    heap.keep_all_pieces()
     arguments.out.mkdir(parents=True, exist_ok=True)
     inputs = Inputs(arguments.out, arguments.start, tuple(arguments.corpus), arguments.validation)
     with _stop_on_signals() as stop:

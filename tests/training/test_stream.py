@@ -87,20 +87,35 @@ def test_siblings_show_other_parts_of_a_picture_or_the_same_part_otherwise(
     picture = np.stack([slope, slope.T, np.full_like(slope, 7)], -1)
     monkeypatch.setattr(stream, "_picture", lambda *_: picture)
     monkeypatch.setattr(mapart, "quantise", lambda pixels, *_: pixels)
-    source = Source(seed=3, sibling_share=1.0, border_share=0.0, part_share=part_share)
+    source = Source(
+        seed=3, sibling_share=1.0, border_share=0.0, part_share=part_share, coarse_share=0.0
+    )
     elsewhere = 0
     for even in range(0, 40, 2):
         one, other = stream.wall(source, even), stream.wall(source, even + 1)
-        least, most = (0.35, 0.8) if part_share else (1.0, 1.0)
+        least, most = (0.25, 0.8) if part_share else (1.0, 1.0)
         assert least <= np.ptp(one[..., 0]) / 240 <= most
         # Recoloured or mirrored, or neither: then it is cut anew.
         if (other[..., 2] == 7).all() and other[0, 0, 0] < other[0, -1, 0]:
             elsewhere += 1
-            assert 0.35 <= np.ptp(other[..., 0]) / 240 <= 0.8
+            assert 0.25 <= np.ptp(other[..., 0]) / 240 <= 0.8
             assert not np.array_equal(one, other)
         else:
             assert sorted(np.ptp(other, (0, 1))) == sorted(np.ptp(one, (0, 1)))
     assert 2 < elsewhere < 18
+
+
+def test_a_coarse_map_and_its_sibling_have_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = np.broadcast_to(np.linspace(0, 240, 128).astype(np.uint8), (128, 128))
+    monkeypatch.setattr(stream, "_picture", lambda *_: np.stack([slope, slope, slope], -1))
+    monkeypatch.setattr(mapart, "quantise", lambda pixels, *_: pixels)
+    source = Source(seed=3, sibling_share=1.0, border_share=0.0, coarse_share=1.0)
+    for even in range(0, 20, 2):
+        counts = []
+        for index in (even, even + 1):
+            columns = stream.wall(source, index)[0].astype(int)
+            counts.append(1 + np.count_nonzero(np.diff(columns, axis=0).any(1)))
+        assert 12 <= counts[0] == counts[1] <= 64
 
 
 def test_a_border_is_painted_inside_the_map() -> None:

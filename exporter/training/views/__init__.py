@@ -38,7 +38,7 @@ class View(NamedTuple):
 
 
 def archive(rng: np.random.Generator, maps: list[Pixels], textures: Textures, side: int) -> View:
-    """A view as it is posted: half clean renders, half lightly worn screenshots.
+    """A view as it is posted: clean renders, and fewer lightly worn screenshots.
 
     Args:
         rng: Decides everything random.
@@ -46,7 +46,7 @@ def archive(rng: np.random.Generator, maps: list[Pixels], textures: Textures, si
         textures: What walls are made of.
         side: Pixels along the view.
     """
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         return _render(rng, maps[0], side)
     mild = rng.uniform(0.0, 0.3)
     return degrade(rng, maps, textures, side, hardness=mild, reach=mild)

@@ -56,7 +56,7 @@ class Camera:
             aside: 0 (the map is in the middle) to 1 (anywhere, and partly out of the picture).
         """
         frame = float(rng.choice(_FRAMES)) * rng.uniform(0.93, 1.07)
-        if rng.random() < 0.1:
+        if rng.random() < 0.15:
             frame = aspect * rng.uniform(0.8, 1.25)  # a cut-out of the screen
         yaw = math.radians(rng.uniform(-1, 1) * (4 + 48 * reach))
         pitch = math.radians(rng.uniform(-1, 1) * (3 + 29 * reach))
@@ -64,7 +64,8 @@ class Camera:
         focal = rng.uniform(1.0, 2.4)
         # At `fit` a straight view of the map just fits into the frame.
         fit = focal * max(aspect / frame, 1.0)
-        fill = rng.uniform(0.7 - 0.48 * reach, 1.2)
+        least = 0.7 - 0.48 * reach
+        fill = least + (1.2 - least) * rng.random() ** 1.3
         distance = fit / fill
         half = fill * min(frame / aspect, 1.0) * np.array([aspect, 1.0])
         limit = np.array([frame, 1.0])

@@ -130,7 +130,7 @@ class Canvas:
                 ground = textures.wall(rng, wide, tall)
                 _limit(rng, wall, ground, sky, around=around, rows=rows)
         scale = 2
-        wall = np.repeat(np.repeat(wall, scale, 0), scale, 1)
+        wall = cv2.resize(wall, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
         block = _BLOCK * scale
         for other in maps[1:]:
             _beside(rng, wall, other, block=block, around=around, shape=(columns, rows))

@@ -37,7 +37,7 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
     picture = cv2.LUT(picture, table[None])
     if rng.random() < 0.5 * hardness:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-        mixed = grey + (picture - grey) * (1 + rng.uniform(-0.8, 0.5))
+        mixed = grey + (picture - grey) * (1 + rng.uniform(-0.95, 0.5))
         picture = np.clip(mixed, 0, 255).astype(np.uint8)
     if rng.random() < 0.55 * hardness:
         picture = _falloff(rng, picture, hardness)
@@ -47,7 +47,7 @@ def light(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixels:
         glow = cv2.GaussianBlur(picture, (0, 0), rng.uniform(4, 12))
         picture = cv2.addWeighted(picture, 1.0, glow, rng.uniform(0.1, 0.5), 0)
     if rng.random() < 0.3 * hardness:  # and its haze
-        share = rng.uniform(0.05, 0.45) * hardness
+        share = rng.uniform(0.05, 0.6) * hardness
         haze = rng.uniform(60, 255, 3) * share
         picture = np.clip(picture * (1 - share) + haze, 0, 255).astype(np.uint8)
     return picture
@@ -85,8 +85,9 @@ def _shadow(rng: np.random.Generator, picture: Pixels, hardness: float) -> Pixel
     cv2.fillConvexPoly(shade, corners.astype(np.int32), level)
     shade = cv2.GaussianBlur(shade, (0, 0), math.exp(rng.uniform(-1.5, 1.4)))
     taken = 1 + rng.uniform(0, 0.15) * np.array([1, 0.5, 0])  # of red more than of blue
-    left = 1 - (255 - shade[..., None]) / 255 * taken
-    shaded: Pixels = (picture * np.maximum(0.05, left)).astype(np.uint8)
+    left = np.maximum(0.05, 1 - (1 - _LEVELS)[:, None] * taken) * 255
+    shades = cv2.LUT(cv2.merge([shade] * 3), left[None].astype(np.uint8))
+    shaded: Pixels = cv2.multiply(picture, shades, scale=1 / 255)
     return shaded
 
 

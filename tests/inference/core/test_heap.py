@@ -87,6 +87,35 @@ def test_what_is_free_between_what_stays_goes_back() -> None:
     assert float(done.stdout) > 40
 
 
+STEPS = """
+import resource
+
+from inference import heap
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def step():
+    bytearray(b"x") * (64 * 2**20)
+
+
+heap.keep_all_pieces()
+step()
+before = faults()
+for _ in range(4):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is told is told to glibc")
+def test_what_is_kept_is_not_asked_of_the_system_again() -> None:
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of the 65,536 pages that four steps fill
+
+
 def version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
