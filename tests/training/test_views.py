@@ -47,6 +47,11 @@ def test_a_generator_decides_a_view() -> None:
     assert not np.array_equal(one.pixels, other.pixels)
 
 
+def opponents(colours: views.Pixels) -> tuple[np.ndarray, np.ndarray]:
+    red, green = colours[:, 0].astype(float), colours[:, 1].astype(float)
+    return red - green, red + green
+
+
 @pytest.mark.parametrize(("hardness", "reach"), [(0.15, 0.0), (0.0, 0.7)])
 def test_the_corners_are_where_the_map_is(hardness: float, reach: float) -> None:
     # Undo the view by its own corners: what comes back must be the map, nearly.
@@ -60,8 +65,9 @@ def test_the_corners_are_where_the_map_is(hardness: float, reach: float) -> None
             view.pixels, cv2.getPerspectiveTransform(corners, unit), (SIDE, SIDE)
         )
         visible = back.any(-1)
-        found = np.corrcoef(back[visible][:, :2].ravel(), truth[visible][:, :2].ravel())[0, 1]
-        assert found > 0.8, seed
+        # Pale colours lie nearer together, but in the same order.
+        for seen, meant in zip(opponents(back[visible]), opponents(truth[visible]), strict=True):
+            assert np.corrcoef(seen, meant)[0, 1] > 0.8, seed
 
 
 def test_the_map_is_smaller_in_hard_views() -> None:
