@@ -35,7 +35,7 @@ _AHEAD: Final = 16
 """Chunks in flight: several steps' worth, so that a slow chunk starves nobody."""
 
 _VIEWS_SEED: Final = 0x7669_6577
-_BORDER_SEED: Final = 0x626F_7264
+_DRESSING_SEED: Final = 0x626F_7264
 
 
 Pixels = npt.NDArray[np.uint8]
@@ -98,11 +98,12 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     rng = np.random.default_rng([source.seed, index])
     sibling = bool(index % 2 and rng.random() < source.sibling_share)
     first = index - 1 if sibling else index
-    # The same numbers as when the even item was drawn, hence the same shape, picture and border.
+    # The same numbers as when the even item was drawn, hence the same shape, picture, border
+    # and size of pixels.
     shared = np.random.default_rng([source.seed, first]) if sibling else rng
-    border = np.random.default_rng([source.seed, first, _BORDER_SEED])
-    has_border = border.random() < source.border_share
-    coarse = border.random() < source.coarse_share
+    dressing = np.random.default_rng([source.seed, first, _DRESSING_SEED])
+    has_border = dressing.random() < source.border_share
+    coarse = dressing.random() < source.coarse_share
     shape = mapart.random_shape(shared)
     # Two of a series have a border in common and nothing else.
     series = sibling and has_border and rng.random() < 0.5
@@ -114,9 +115,9 @@ def wall(source: Source, index: int) -> npt.NDArray[np.uint8]:
     if cut_anew or cutting.random() < source.part_share:
         picture = np.asarray(_crop(cutting, Image.fromarray(picture), 0.3, 0.75))
     if coarse:
-        picture = _coarsen(border, picture)
+        picture = _coarsen(dressing, picture)
     if has_border:
-        picture = _paint_border(border, picture)
+        picture = _paint_border(dressing, picture)
     if variant and not cut_anew:
         picture = _recolour_or_mirror(rng, picture)
     return mapart.quantise(picture, *mapart.random_style(rng))
