@@ -35,13 +35,15 @@ what it leaves in DIR:
   state.pt       everything needed to go on; the same command resumes from it
   curve.jsonl    one line for each log and each validation
 
-the locator first, then the tower behind it, each for as long as you like, and in the end it is
-whitened, which takes two minutes:
+the locator first, then the tower behind it, each for as long as you like; in the end it is averaged
+with what it started from, which errs less than either, and whitened, which takes two minutes:
   python -m exporter.training.train locator --config exporter/training/locator.toml \\
       --start exporter/training/checkpoint --out run-locator --minutes 60
   python -m exporter.training.train tower --config exporter/training/tower.toml \\
       --start run-locator/checkpoint --out run-tower --minutes 60
-  python -m exporter.training.whiten --model run-tower/checkpoint --out whitened
+  python -m exporter.training.soup exporter/training/checkpoint run-tower/checkpoint \\
+      --part tower --out soup
+  python -m exporter.training.whiten --model soup --out whitened
 
 Stop it with Ctrl-C or SIGTERM whenever you like: it writes a checkpoint first. Run the same command
 to go on. Pictures of your own (lawfully yours to train on) come in through --corpus: first
