@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     arguments = parser.parse_args(argv)
     folders: list[Path] = arguments.models
-    tower, finder = _tower(folders[-1]), locator.load(folders[-1])
+    finder: Locator | None
     try:
         if arguments.part == "tower":
-            tower = average([*map(_tower, folders[:-1]), tower])
+            tower, finder = average([*map(_tower, folders)]), locator.load(folders[-1])
         else:
-            finder = average([_locator(folder) for folder in folders])
+            tower, finder = _tower(folders[-1]), average([*map(_locator, folders)])
     except ValueError as error:
         parser.error(str(error))
     save_folder(tower, finder, arguments.out)
