@@ -10,7 +10,7 @@ from functools import partial
 from opentelemetry import trace
 
 from bot.archive.port import ImageArchive, Match, PictureKey, Query
-from bot.looks import DISCOUNT, embedded_parts
+from bot.looks import DISCOUNT, embedded_variants
 from inference.client import Embedded, EmbeddingClient, Thresholds
 
 _tracer = trace.get_tracer("mapseek.bot")
@@ -52,7 +52,7 @@ EVERYWHERE = Scope()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at what is asked about: at a whole picture or at a part of it, or at words.
+    """One look at what is asked about: at a picture or a variant of it, or at words.
 
     Attributes:
         embedded: Its vector.
@@ -188,8 +188,8 @@ async def nearest_or_again(
 
 
 async def look_again(client: EmbeddingClient, image: bytes, model_id: str) -> list[Look]:
-    """Looks at the parts of a picture, as many as are embedded soon; see `bot.looks`."""
-    found = await embedded_parts(client, image, model_id=model_id)
+    """Looks at the variants of a picture, as many as are embedded soon; see `bot.looks`."""
+    found = await embedded_variants(client, image, model_id=model_id)
     return [Look(embedded, DISCOUNT) for embedded in found]
 
 

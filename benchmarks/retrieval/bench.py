@@ -141,23 +141,25 @@ class _Bench:
         )
 
     def _queries(self, embedder: Embedder, query: str, views: str) -> Vectors:
-        if views == "full":
-            return self._embed(embedder, query)[:, None]
         files = [one.files[query] for one in self.maps]
+        cache = self._vectors(embedder) / VIEWS[views].file_name(query)
         say = self.say(f"{embedder.name}: {query} queries, {views}")
-        return embed_views(embedder, files, VIEWS[views], say)
+        return embed_views(embedder, files, VIEWS[views], cache, say)
 
     def _embed(self, embedder: Embedder, kind: str) -> Vectors:
         files = [one.files[kind] for one in self.maps]
-        cache = self.folder / "vectors" / _file_name(embedder.name) / f"{kind}.npy"
-        return embed_files(embedder, files, cache, self.say(f"{embedder.name}: {kind}"))
+        cache = self._vectors(embedder) / f"{kind}.npy"
+        return embed_files(embedder, files, cache, self.say(f"{embedder.name}: {kind}"))[:, 0]
+
+    def _vectors(self, embedder: Embedder) -> Path:
+        return self.folder / "vectors" / _file_name(embedder.name)
 
     def _embed_distractors(
         self, embedder: Embedder, archive: str, files: Sequence[Path]
     ) -> Vectors:
         cache = files[0].parents[1] / "vectors" / _file_name(embedder.name) / f"{archive}.npy"
         say = self.say(f"{embedder.name}: distractors for {archive}")
-        return embed_files(embedder, files, cache, say)
+        return embed_files(embedder, files, cache, say)[:, 0]
 
     def may_show(self, one: Map) -> bool:
         """Whether a map may be on the sheet of examples."""

@@ -5,6 +5,7 @@ cosine of two hashes falls with their Hamming distance.
 """
 
 import asyncio
+import hashlib
 import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -12,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import Provider
-from bot.looks import DISCOUNT, PARTS, Box, part
+from bot.looks import DISCOUNT, VARIANTS, Variant
 from inference.artifact import Artifact
 from inference.client import ClientSettings, EmbeddingClient
 from inference.engine import EngineOptions, load_image_engine
@@ -157,25 +158,31 @@ class PerceptualHash:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Which parts of a query are embedded, and how their similarities make one.
+    """In which ways a query is embedded, and how their similarities make one.
 
     Attributes:
-        boxes: Left, top, right, bottom of each part, as fractions of the picture.
+        variants: How the picture is shown.
         combine: The mean of the embeddings, or for each map the best of them.
-        discount: By how much the similarities of all parts but the first count less.
+        discount: By how much the similarities of all variants but the first count less.
     """
 
-    boxes: tuple[Box, ...]
+    variants: tuple[Variant, ...]
     combine: Literal["mean", "max"]
     discount: float = 0.0
 
+    def file_name(self, kind: str) -> str:
+        """Where a cache keeps the vectors of one kind of picture, shown in these ways."""
+        if self.variants == (_WHOLE,):
+            return f"{kind}.npy"
+        return f"{kind}-{hashlib.sha256(repr(self.variants).encode()).hexdigest()[:12]}.npy"
 
-def _centre(side: float) -> Box:
-    return ((1 - side) / 2, (1 - side) / 2, (1 + side) / 2, (1 + side) / 2)
+
+def _centre(side: float) -> Variant:
+    return Variant(((1 - side) / 2, (1 - side) / 2, (1 + side) / 2, (1 + side) / 2))
 
 
-_WHOLE = _centre(1.0)
-_CORNERS = tuple((x, y, x + 0.7, y + 0.7) for y in (0.0, 0.3) for x in (0.0, 0.3))
+_WHOLE = Variant()
+_CORNERS = tuple(Variant((x, y, x + 0.7, y + 0.7)) for y in (0.0, 0.3) for x in (0.0, 0.3))
 
 VIEWS: dict[str, Views] = {
     "full": Views((_WHOLE,), "mean"),
@@ -186,67 +193,72 @@ VIEWS: dict[str, Views] = {
     "max3": Views((_WHOLE, _centre(0.75), _centre(0.5)), "max"),
     "grid": Views((_WHOLE, _centre(0.7), *_CORNERS), "max"),
     # What `bot.search` does where the first look leaves doubt.
-    "looks": Views((_WHOLE, *PARTS), "max", DISCOUNT),
+    "looks": Views((_WHOLE, *VARIANTS), "max", DISCOUNT),
 }
 """What `--views` takes."""
 
 
 def embed_files(
-    embedder: Embedder, files: Sequence[Path], cache: Path, progress: Callable[[float], None]
+    embedder: Embedder,
+    files: Sequence[Path],
+    cache: Path,
+    progress: Callable[[float], None],
+    variants: Sequence[Variant] = (_WHOLE,),
 ) -> Vectors:
-    """Embeds the files of one kind, (n, D); those that the cache holds are not embedded again.
+    """Embeds files in one or several ways, (n, V, D).
 
     Args:
         embedder: What embeds.
-        files: Encoded pictures; the cache's are the first of them.
-        cache: A ``.npy`` file.
+        files: Encoded pictures.
+        cache: A ``.npy`` file; what it holds of the first of these files is not embedded again.
         progress: Told the share that is done.
+        variants: How each picture is shown.
     """
-    known = np.load(cache) if cache.exists() else None
-    if known is not None and len(known) >= len(files):
-        return cast("Vectors", known[: len(files)])
-    rows = [] if known is None else list(known)
-    pending = (path.read_bytes() for path in files[len(rows) :])
-    try:
-        for vector in embedder.embed(pending):
-            rows.append(vector)
-            progress(len(rows) / len(files))
-    finally:
-        # What an interrupted run has embedded is kept as well.
-        if rows:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = cache.with_suffix(".partial.npy")
-            np.save(unfinished, np.stack(rows))
-            unfinished.replace(cache)
-    return np.stack(rows)
+    count = len(files) * len(variants)
+    rows = list(np.load(cache)) if cache.exists() else []
+    # An interrupted run may have stopped among a picture's variants.
+    begun = len(rows) // len(variants)
+    del rows[begun * len(variants) :]
+    pending = (shown for path in files[begun:] for shown in _shown(path.read_bytes(), variants))
+    if begun < len(files):
+        try:
+            for vector in embedder.embed(pending):
+                rows.append(vector)
+                progress(len(rows) / count)
+        finally:
+            # What an interrupted run has embedded is kept as well.
+            if rows:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = cache.with_suffix(".partial.npy")
+                np.save(unfinished, np.stack(rows))
+                unfinished.replace(cache)
+    return np.stack(rows[:count]).reshape(len(files), len(variants), -1)
 
 
 def embed_views(
-    embedder: Embedder, files: Sequence[Path], views: Views, progress: Callable[[float], None]
+    embedder: Embedder,
+    files: Sequence[Path],
+    views: Views,
+    cache: Path,
+    progress: Callable[[float], None],
 ) -> Vectors:
-    """Embeds the parts of queries, (n, V, D); one row each where they are averaged."""
-    pictures = (part for path in files for part in _parts(path.read_bytes(), views.boxes))
-    count = len(files) * len(views.boxes)
-    rows = []
-    for vector in embedder.embed(pictures):
-        rows.append(vector)
-        progress(len(rows) / count)
-    stacked = np.stack(rows).reshape(len(files), len(views.boxes), -1)
+    """Embeds queries, (n, V, D); one row each where the variants are averaged."""
+    vectors = embed_files(embedder, files, cache, progress, views.variants)
     if views.combine == "mean":
-        stacked = stacked.mean(axis=1, keepdims=True)
-        stacked /= np.linalg.norm(stacked, axis=2, keepdims=True)
-    return stacked
+        vectors = vectors.mean(axis=1, keepdims=True)
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    return vectors
 
 
-def _parts(data: bytes, boxes: Sequence[Box]) -> Iterator[bytes]:
-    if tuple(boxes) == (_WHOLE,):
+def _shown(data: bytes, variants: Sequence[Variant]) -> Iterator[bytes]:
+    if tuple(variants) == (_WHOLE,):
         yield data
         return
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
-    for box in boxes:
+    for variant in variants:
         encoded = io.BytesIO()
-        part(image, box).save(encoded, "PNG", compress_level=0)
+        variant.of(image).save(encoded, "PNG", compress_level=0)
         yield encoded.getvalue()
 
 
@@ -256,7 +268,7 @@ def latency_s(embedder: Embedder, files: Sequence[Path], views: Views) -> list[f
     for path in files:
         data = path.read_bytes()
         began = time.perf_counter()
-        for _ in embedder.embed(_parts(data, views.boxes)):
+        for _ in embedder.embed(_shown(data, views.variants)):
             pass
         taken.append(time.perf_counter() - began)
     return taken

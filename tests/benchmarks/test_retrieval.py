@@ -14,7 +14,7 @@ from benchmarks.cli import app
 from benchmarks.retrieval import builds, fetch_art, unseen
 from benchmarks.retrieval.artwork import Half, Piece, collect
 from benchmarks.retrieval.builds import Relation
-from benchmarks.retrieval.embedders import VIEWS, PerceptualHash, embed_views
+from benchmarks.retrieval.embedders import VIEWS, PerceptualHash, Vectors, embed_views
 from benchmarks.retrieval.pictures import KINDS, Map, draw_set
 from benchmarks.server_process import run_server
 from bot import looks
@@ -208,15 +208,60 @@ def test_the_view_of_looks_embeds_what_find_embeds(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.fromarray(drawn_art.draw(5, (240, 320))).save(picture)
 
-    (found,) = embed_views(hashing, [picture], views, lambda share: None)
+    (found,) = embed_views(hashing, [picture], views, tmp_path / "a.npy", lambda share: None)
 
     data = picture.read_bytes()
-    shipped = np.stack(list(hashing.embed(iter([data, *looks.parts(data)]))))
+    shipped = np.stack(list(hashing.embed(iter([data, *looks.variants(data)]))))
     assert (views.combine, views.discount) == ("max", looks.DISCOUNT)
     assert found.shape == shipped.shape
-    # The parts that are shipped are JPEGs: some of a part's 256 bits differ.
+    # The variants that are shipped are JPEGs: some of their 256 bits differ.
     assert (found * shipped).sum(axis=1).min() > 0.95
-    assert (found @ shipped.T)[~np.eye(4, dtype=bool)].max() < 0.9
+    similar = found @ shipped.T
+    # More contrast changes no bit.
+    shapes = [(one.box, one.degrees) for one in views.variants]
+    unlike = np.array([[one != other for other in shapes] for one in shapes])
+    assert similar[unlike].max() < 0.9
+
+
+class Interrupted(PerceptualHash):
+    """Hashes a few pictures, then the user has had enough."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.hashed = 0
+        self.patience = patience
+
+    def hash(self, data: bytes) -> Vectors:
+        if self.hashed == self.patience:
+            raise KeyboardInterrupt
+        self.hashed += 1
+        return super().hash(data)
+
+
+def test_what_an_interrupted_run_has_embedded_is_not_embedded_again(tmp_path: Path) -> None:
+    files, cache = [], tmp_path / "cache" / "a.npy"
+    for number in range(4):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(drawn_art.draw(number, (64, 64))).save(files[-1])
+    views, others = VIEWS["mean2"], VIEWS["max2"]
+    shown = len(views.variants)
+    told: list[float] = []
+    with pytest.raises(KeyboardInterrupt):
+        embed_views(Interrupted(2 * shown + 1), files, views, cache, told.append)
+
+    rest = Interrupted(99)
+    found = embed_views(rest, files, views, cache, told.append)
+
+    assert rest.hashed == 2 * shown
+    assert told[-1] == 1
+    assert np.array_equal(found, embed_views(rest, files, views, tmp_path / "b.npy", told.append))
+    # Averaged or not, the vectors are the same ones.
+    assert views.file_name("poor") == others.file_name("poor") != VIEWS["full"].file_name("poor")
+    each = embed_views(Interrupted(0), files[:3], others, cache, told.append)
+    assert each.shape == (3, shown, 256)
+    assert np.allclose(
+        each.mean(axis=1) / np.linalg.norm(each.mean(axis=1), axis=1)[:, None], found[:3, 0]
+    )
 
 
 def run(*arguments: object) -> Result:

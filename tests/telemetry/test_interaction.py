@@ -90,7 +90,7 @@ async def test_a_question_is_followed_from_the_click_to_the_batch(
         ),
         key=lambda span: span.start_time_unix_nano,
     )
-    # The bundled model is not sure of this one: parts of it are looked at, as many as come soon.
+    # The bundled model is not sure of this one: it is looked at again, as often as comes soon.
     assert 1 <= attributes(found.attributes)["mapseek.looks"] <= 1 + len(further)
     (batch,) = [
         batch

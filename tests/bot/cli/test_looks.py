@@ -1,4 +1,4 @@
-"""Parts of pictures: how they are cut out, and which of their vectors count."""
+"""Variants of pictures: how they are made, and which of their vectors count."""
 
 import asyncio
 import io
@@ -10,10 +10,11 @@ from PIL import Image, ImageOps
 
 from bot import framing, looks
 from bot.archive.port import ArchiveError
-from bot.looks import PARTS, embedded_parts, parts
+from bot.looks import VARIANTS, Variant, embedded_variants, variants
 from inference.artifact import Preprocessing
 from inference.client import ClientSettings, Embedded, EmbeddingClient, Timings
 from inference.errors import UnavailableError
+from inference.plain import plain
 from inference.preprocess import reference
 
 TOWER = Preprocessing(image_size=48, resize="squash", interpolation="bicubic")
@@ -40,23 +41,52 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 PICTURE = encoded(drawn(200, 120), "PNG")
 
 
-def assert_parts_of(data: bytes, whole: Image.Image) -> None:
-    """The server sees in each part what it would see in that box of the whole."""
-    cut = parts(data)
-    assert len(cut) == len(PARTS)
-    for part, (left, top, right, bottom) in zip(cut, PARTS, strict=True):
-        width, height = whole.size
-        corners = round(left * width), round(top * height)
-        box = (*corners, round(right * width), round(bottom * height))
-        expected = reference(encoded(whole.crop(box), "PNG"), TOWER)
-        seen = reference(part, TOWER)
+def assert_variants_of(data: bytes, whole: Image.Image) -> None:
+    """The server sees in each variant what it would see in that variant of the whole."""
+    made = variants(data)
+    assert len(made) == len(VARIANTS)
+    for one, variant in zip(made, VARIANTS, strict=True):
+        expected = reference(encoded(variant.of(whole), "PNG"), TOWER)
+        seen = reference(one, TOWER)
         assert np.abs(seen.astype(float) - expected).max() < 8
 
 
-def test_parts_are_the_middle_and_both_sides() -> None:
-    cut = [Image.open(io.BytesIO(part)) for part in parts(encoded(drawn(200, 120), "PNG"))]
-    assert [part.size for part in cut] == [(150, 90), (120, 120), (120, 120)]
-    assert_parts_of(encoded(drawn(200, 120), "PNG"), drawn(200, 120))
+def test_variants_are_four_parts_more_contrast_and_a_turn() -> None:
+    made = [Image.open(io.BytesIO(one)) for one in variants(encoded(drawn(200, 120), "PNG"))]
+    sizes = [(150, 90), (130, 120), (120, 120), (120, 120), (200, 120)]
+    assert [one.size for one in made[:5]] == sizes
+    # Turned by 8 degrees, it needs more room.
+    assert made[5].size == pytest.approx((200 + 120 / 7.2, 120 + 200 / 7.2), abs=4)
+    assert_variants_of(encoded(drawn(200, 120), "PNG"), drawn(200, 120))
+
+
+def test_a_part_is_what_lies_in_its_box() -> None:
+    whole = drawn(200, 120)
+    shown = Variant((0.25, 0.5, 0.75, 1.0)).of(whole)
+    assert np.array_equal(np.asarray(shown), np.asarray(whole)[60:, 50:150])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_levels_are_stretched_over_the_whole_range(mode: str) -> None:
+    dull = drawn(200, 120).point(lambda level: 100 + level // 8).convert(mode)
+    if mode == "RGBA":
+        dull.putalpha(drawn(200, 120, "L"))
+    shown = Variant(stretched=True).of(dull)
+    assert shown.mode == mode
+    assert not set(shown.convert("RGB").getextrema()) - {(0, 255)}
+    if mode == "RGBA":
+        assert shown.getchannel("A") == dull.getchannel("A")
+
+
+def test_a_turn_goes_counter_clockwise_and_cuts_nothing_off() -> None:
+    whole = Image.new("L", (200, 120), 100)
+    whole.paste(255, (0, 0, 20, 20))
+    shown = np.asarray(Variant(degrees=90.0).of(whole))
+    assert shown.shape == (200, 120)
+    assert (shown[180:, :20] == 255).all()
+    turned = np.asarray(Variant(degrees=8.0).of(whole))
+    assert (turned > 50).sum() == pytest.approx(200 * 120, rel=0.02)
+    assert turned[0, 0] == turned[-1, -1] == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
@@ -64,16 +94,16 @@ def test_every_kind_of_pixels(mode: str) -> None:
     picture = drawn(200, 120, mode)
     if mode == "CMYK":
         data = encoded(picture, "JPEG", quality=95)
-        assert_parts_of(data, Image.open(io.BytesIO(data)).convert("RGB"))
+        assert_variants_of(data, Image.open(io.BytesIO(data)).convert("RGB"))
     elif mode in ("1", "P"):  # dithered: hard edges, which a JPEG softens
-        assert len(parts(encoded(picture, "PNG"))) == len(PARTS)
+        assert len(variants(encoded(picture, "PNG"))) == len(VARIANTS)
     else:
-        assert_parts_of(encoded(picture, "PNG"), picture)
+        assert_variants_of(encoded(picture, "PNG"), plain(picture))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_parts_are_upright(kind: str, orientation: int) -> None:
+def test_variants_are_upright(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(drawn(200, 120), kind, exif=exif, quality=95)
@@ -81,48 +111,48 @@ def test_parts_are_upright(kind: str, orientation: int) -> None:
         upright = ImageOps.exif_transpose(stored)
     if kind != "AVIF":  # its decoder turns it by itself
         assert upright.size == ((200, 120) if orientation < 5 else (120, 200))
-    assert_parts_of(data, upright.convert("RGB"))
+    assert_variants_of(data, upright.convert("RGB"))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_cut(kind: str) -> None:
-    frames = [Image.new("RGB", (200, 120), colour) for colour in ("red", "blue")]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert_parts_of(data, frames[0])
+def test_of_an_animation_the_first_frame_is_shown(kind: str) -> None:
+    frames = [drawn(200, 120, "L"), ImageOps.invert(drawn(200, 120, "L"))]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert_variants_of(data, frames[0])
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [((54, 43), 3), ((52, 43), 0), ((54, 41), 0), ((1000, 40), 0), ((1, 1), 0)]
+    ("size", "count"), [((54, 43), 6), ((52, 43), 0), ((54, 41), 0), ((1000, 40), 0), ((1, 1), 0)]
 )
-def test_tiny_parts_are_none(size: tuple[int, int], count: int) -> None:
-    assert len(parts(encoded(Image.new("RGB", size), "PNG"))) == count
+def test_tiny_variants_are_none(size: tuple[int, int], count: int) -> None:
+    assert len(variants(encoded(Image.new("RGB", size), "PNG"))) == count
 
 
 @pytest.mark.parametrize(
     ("kind", "size", "reduced"),
     [
-        ("PNG", (3000, 2600), (1500, 1300)),
-        ("JPEG", (2800, 2600), (1400, 1300)),
-        ("PNG", (3840, 2160), (1920, 1080)),
-        ("JPEG", (3840, 2160), (1920, 1080)),
-        ("PNG", (2000, 1400), (2000, 1400)),
-        ("JPEG", (2000, 1400), (2000, 1400)),
+        ("PNG", (3000, 2600), (1280, 1109)),
+        ("JPEG", (2800, 2600), (1280, 1189)),
+        ("PNG", (3840, 2160), (1365, 768)),
+        ("JPEG", (3840, 2160), (1365, 768)),
+        ("PNG", (1280, 1400), (1280, 1400)),
+        ("JPEG", (2000, 768), (2000, 768)),
     ],
 )
 def test_large_pictures_are_made_smaller(
     kind: str, size: tuple[int, int], reduced: tuple[int, int]
 ) -> None:
-    cut = parts(encoded(Image.new("RGB", size, "teal"), kind))
-    with Image.open(io.BytesIO(cut[1])) as left:
+    made = variants(encoded(Image.new("RGB", size, "teal"), kind))
+    with Image.open(io.BytesIO(made[2])) as left:
         assert left.size == (round(0.6 * reduced[0]), reduced[1])
 
 
-@pytest.mark.parametrize(("width", "reduced"), [(2600, 1300), (2100, 2100)])
+@pytest.mark.parametrize(("width", "reduced"), [(3000, 1355), (1000, 1000)])
 def test_how_small_goes_by_the_upright_picture(width: int, reduced: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    cut = parts(encoded(Image.new("RGB", (2600 + 2100 - width, width)), "JPEG", exif=exif))
-    with Image.open(io.BytesIO(cut[1])) as left:
+    made = variants(encoded(Image.new("RGB", (4700 - width, width)), "JPEG", exif=exif))
+    with Image.open(io.BytesIO(made[2])) as left:
         assert left.width == round(0.6 * reduced)
 
 
@@ -130,8 +160,10 @@ def test_what_is_behind_transparent_pixels_stays_hidden() -> None:
     pixels = np.zeros((2600, 2600, 4), np.uint8)
     pixels[::2] = (255, 0, 0, 255)
     pixels[1::2] = (0, 255, 0, 0)
-    for part in parts(encoded(Image.fromarray(pixels), "PNG", compress_level=1)):
-        assert reference(part, TOWER)[..., 1].max() <= 128
+    # Which does not overshoot at the edges of what is turned.
+    tower = TOWER.model_copy(update={"interpolation": "bilinear"})
+    for one in variants(encoded(Image.fromarray(pixels), "PNG", compress_level=1)):
+        assert reference(one, tower)[..., 1].max() <= 128
 
 
 def _claiming(width: int, height: int) -> bytes:
@@ -158,8 +190,8 @@ def _claiming(width: int, height: int) -> bytes:
     ids=["empty", "text", "bmp", "short png", "short jpeg", "no size", "huge", "over the limit",
          "long", "comments"],
 )  # fmt: skip
-def test_what_cannot_be_cut_has_no_parts(data: bytes) -> None:
-    assert parts(data) == []
+def test_what_cannot_be_read_has_no_variants(data: bytes) -> None:
+    assert variants(data) == []
 
 
 @pytest.mark.parametrize(
@@ -169,13 +201,13 @@ def test_what_is_over_the_limits_is_not_decoded(
     monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
     monkeypatch.setattr(framing, limit, most)
-    assert len(parts(PICTURE)) == 3
+    assert len(variants(PICTURE)) == len(VARIANTS)
     monkeypatch.setattr(framing, limit, most - 1)
-    assert parts(PICTURE) == []
+    assert variants(PICTURE) == []
 
 
 class Client(EmbeddingClient):
-    """Answers for the parts of one picture, in turn, by what it is told."""
+    """Answers for the variants of one picture, in turn, by what it is told."""
 
     def __init__(self, *answers: str | Exception | None) -> None:
         super().__init__(ClientSettings(server="127.0.0.1:1"))
@@ -204,7 +236,7 @@ class Client(EmbeddingClient):
         finally:
             self.ended += 1
         timings = Timings(decode_ms=0, queue_ms=0, inference_ms=0, batch_size=1)
-        vector = np.eye(4, dtype=np.float32)[len(self.lanes)]
+        vector = np.eye(8, dtype=np.float32)[len(self.lanes)]
         return Embedded(embedding=vector, model_id=str(answer), timings=timings)
 
 
@@ -215,11 +247,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_parts_are_embedded_in_the_bulk_lane() -> None:
-    client = Client("a", "a", "a")
-    found = await embedded_parts(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3]
-    assert client.lanes == ["bulk"] * 3
+async def test_variants_are_embedded_in_the_bulk_lane() -> None:
+    client = Client(*"aaaaaa")
+    found = await embedded_variants(client, PICTURE, model_id="a")
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3, 4, 5, 6]
+    assert client.lanes == ["bulk"] * 6
 
 
 @pytest.mark.usefixtures("patient")
@@ -227,42 +259,42 @@ async def test_parts_are_embedded_in_the_bulk_lane() -> None:
     "answer", ["b", UnavailableError("It is gone."), ArchiveError("It is gone.")]
 )
 async def test_what_fails_or_is_of_another_model_is_left_out(answer: str | Exception) -> None:
-    client = Client("a", answer, "a")
-    found = await embedded_parts(client, PICTURE, model_id="a")
-    assert [embedded.model_id for embedded in found] == ["a", "a"]
+    client = Client("a", answer, *"aaaa")
+    found = await embedded_variants(client, PICTURE, model_id="a")
+    assert [embedded.model_id for embedded in found] == ["a"] * 5
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_fault_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
-        await embedded_parts(Client("a", ZeroDivisionError(), "a"), PICTURE, model_id="a")
+        await embedded_variants(Client("a", ZeroDivisionError(), *"aaaa"), PICTURE, model_id="a")
 
 
 @pytest.mark.usefixtures("patient")
-async def test_without_parts_nothing_is_asked() -> None:
-    assert await embedded_parts(Client(), b"no picture", model_id="a") == []
+async def test_without_variants_nothing_is_asked() -> None:
+    assert await embedded_variants(Client(), b"no picture", model_id="a") == []
 
 
 async def test_what_comes_late_is_left_out_and_called_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_PATIENCE_S", 2.0)
-    client = Client("a", None, "a")
-    found = await embedded_parts(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 3]
-    assert client.ended == 3
+    client = Client("a", None, *"aaaa")
+    found = await embedded_variants(client, PICTURE, model_id="a")
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 3, 4, 5, 6]
+    assert client.ended == 6
 
 
 async def test_where_there_is_no_time_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_PATIENCE_S", 0.0)
-    assert await embedded_parts(Client(), PICTURE, model_id="a") == []
+    assert await embedded_variants(Client(), PICTURE, model_id="a") == []
 
 
 @pytest.mark.usefixtures("patient")
 async def test_who_gives_up_leaves_nothing_behind() -> None:
-    client = Client(None, None, None)
-    task = asyncio.create_task(embedded_parts(client, PICTURE, model_id="a"))
+    client = Client(*[None] * 6)
+    task = asyncio.create_task(embedded_variants(client, PICTURE, model_id="a"))
     await client.asked.wait()
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert client.ended == len(client.lanes) == 3
+    assert client.ended == len(client.lanes) == 6

@@ -36,7 +36,7 @@ async def press(discord: Discord, answer: Answer, label: str) -> Answer:
     return await discord.press(answer, label, member=BOB, channel_id=10)
 
 
-async def test_a_map_that_is_only_seen_in_a_part_is_found_and_gone_on_from(
+async def test_a_map_that_is_only_seen_in_a_variant_is_found_and_gone_on_from(
     bot: Bot, discord: Discord, server: ToyServer
 ) -> None:
     async with bot.running():
@@ -44,16 +44,16 @@ async def test_a_map_that_is_only_seen_in_a_part_is_found_and_gone_on_from(
         await bot.settled(8)
         before = len(server.lanes)
         first = await discord.use_find(beside(5), member=BOB, channel_id=10)
-        assert server.lanes[before:] == [INTERACTIVE, BULK, BULK, BULK]
+        assert server.lanes[before:] == [INTERACTIVE, *[BULK] * 6]
         second = await press(discord, first, "Show more")
         third = await press(discord, second, "Show more")
         again = await press(discord, third, "Back")
         shared = await press(discord, first, "Share")
-        assert len(server.lanes) == before + 4, "an answer goes on with the looks that it has"
+        assert len(server.lanes) == before + 7, "an answer goes on with the looks that it has"
     assert first.links[0] == link(posts[5])
     heading, best, *_ = first.content.splitlines()
     assert heading == "**This map was posted before:**"
-    # A look at a part counts less.
+    # A look at a variant counts less.
     assert best.startswith("**1.** same map, similarity 0.9")
     pages = [first.links, second.links, third.links]
     assert {url for page in pages for url in page} == set(map(link, posts))
@@ -101,20 +101,20 @@ async def test_while_somebody_waits_no_picture_is_looked_at_again(
         assert server.lanes[before:] == [INTERACTIVE]
         monkeypatch.setattr(Line, "waiting", 0)
         await discord.use_find(beside(5), member=BOB, channel_id=10)
-        assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, BULK, BULK, BULK]
+        assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, *[BULK] * 6]
     assert answer.links == [link(post)]
 
 
-async def test_parts_that_fail_or_come_late_are_done_without(
+async def test_variants_that_fail_or_come_late_are_done_without(
     bot: Bot, discord: Discord, server: ToyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = looks.parts
-    monkeypatch.setattr(looks, "parts", lambda data: [b"no picture"] * 3)
+    made = looks.variants
+    monkeypatch.setattr(looks, "variants", lambda data: [b"no picture"] * 6)
     async with bot.running():
         posts = [await discord.post(10, map_art(seed)) for seed in (5, 6)]
         await bot.settled(2)
         failed = await discord.use_find(beside(5), member=BOB, channel_id=10)
-        monkeypatch.setattr(looks, "parts", cut)
+        monkeypatch.setattr(looks, "variants", made)
         monkeypatch.setattr(looks, "_PATIENCE_S", 0.0)
         late = await discord.use_find(beside(6), member=BOB, channel_id=10)
     for answer in (failed, late):
