@@ -266,6 +266,17 @@ def _adamw(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
     )
 
 
+def suited(settings: Settings, device: torch.device) -> Settings:
+    """In float32, if the device would only imitate bfloat16: that takes twenty times as long."""
+    if device.type != "cpu" or not settings.optimiser.bf16:
+        return settings
+    can = torch.cpu.get_capabilities()
+    if any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return settings
+    _LOG.info("This processor does not compute in bfloat16: training in float32.")
+    return replace(settings, optimiser=replace(settings.optimiser, bf16=False))
+
+
 @contextmanager
 def _stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and SIGINT into a wish to stop after the current step."""
@@ -336,13 +347,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = config.load(arguments.config)
     if arguments.minutes is not None:
         settings = replace(settings, schedule=replace(settings.schedule, minutes=arguments.minutes))
+    device = torch.device(arguments.device)
+    settings = suited(settings, device)
     torch.set_num_threads(settings.threads)
     # A step takes and frees gigabytes, and the system would clear every page of them anew.
     heap.keep_all_pieces()
     arguments.out.mkdir(parents=True, exist_ok=True)
     inputs = Inputs(arguments.out, arguments.start, tuple(arguments.corpus), arguments.validation)
     with _stop_on_signals() as stop:
-        device = torch.device(arguments.device)
         trainer = Trainer(arguments.part, settings, inputs, device)
         try:
             trainer.run(stop)

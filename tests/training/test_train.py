@@ -263,3 +263,24 @@ def test_corners_move_in_proportion_to_the_map() -> None:
 
     assert 0 < large < 0.05
     assert small == pytest.approx(large / 10, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("device", "can", "computed_in"),
+    [
+        ("cpu", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ("cpu", {"avx2": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ("cpu", {"avx2": True, "avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"neon": True, "bf16": True}, torch.bfloat16),
+        ("cuda", {}, torch.bfloat16),
+    ],
+)
+def test_bfloat16_is_not_imitated(
+    monkeypatch: pytest.MonkeyPatch, device: str, can: dict[str, bool], computed_in: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    wanted = replace(TINY, optimiser=replace(TINY.optimiser, bf16=True))
+    assert train.suited(wanted, torch.device(device)) == (
+        wanted if computed_in is torch.bfloat16 else TINY
+    )
+    assert train.suited(TINY, torch.device(device)) is TINY
