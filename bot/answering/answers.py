@@ -129,7 +129,7 @@ class Answers:
         )
 
     async def _look_again(self, data: bytes, first: Embedded) -> list[Look]:
-        """Looks at the parts of a picture, unless somebody waits for a first look."""
+        """Looks at the picture again, unless somebody waits for a first look."""
         if self._limits.waiting:
             return []
         return await look_again(self._client, data, first.model_id)
