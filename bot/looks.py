@@ -71,6 +71,8 @@ _LEAST_SIDE = 32
 # Least width and height of an upright picture that is made smaller: every variant then has sides
 # three times as long as the bundled model's input or more, from where on that changes little.
 _ENOUGH = (1280, 768)
+# Longest side, whatever the other: turned, a strip takes the area of a square.
+_LONGEST = 4096
 _JPEG = {"quality": 95, "subsampling": "4:4:4"}
 # For all variants of a picture together, from the cutting to the last vector.
 _PATIENCE_S = 0.5
@@ -155,7 +157,8 @@ def _upright(data: bytes) -> Image.Image:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    factor = min(picture.width / _ENOUGH[0], picture.height / _ENOUGH[1])
+    enough = min(picture.width / _ENOUGH[0], picture.height / _ENOUGH[1])
+    factor = max(enough, max(picture.size) / _LONGEST)
     if factor <= 1:
         return picture
     size = round(picture.width / factor), round(picture.height / factor)

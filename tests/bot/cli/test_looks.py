@@ -147,6 +147,14 @@ def test_large_pictures_are_made_smaller(
         assert left.size == (round(0.6 * reduced[0]), reduced[1])
 
 
+@pytest.mark.parametrize("size", [(700, 50_000), (50_000, 700)])
+def test_a_turned_strip_takes_no_more_room_than_other_pictures(size: tuple[int, int]) -> None:
+    made = [Image.open(io.BytesIO(one)) for one in variants(encoded(Image.new("L", size), "PNG"))]
+    assert len(made) == len(VARIANTS)
+    assert max(side for one in made for side in one.size) <= 4096
+    assert max(one.width * one.height for one in made) < 3_000_000
+
+
 @pytest.mark.parametrize(("width", "reduced"), [(3000, 1355), (1000, 1000)])
 def test_how_small_goes_by_the_upright_picture(width: int, reduced: int) -> None:
     exif = Image.Exif()
