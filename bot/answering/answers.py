@@ -129,8 +129,8 @@ class Answers:
         )
 
     async def _look_again(self, data: bytes, first: Embedded) -> list[Look]:
-        """Looks at the picture again, unless somebody waits for a first look."""
-        if self._limits.waiting:
+        """Looks at the picture again, unless others need the server for their first looks."""
+        if self._limits.is_crowded:
             return []
         return await look_again(self._client, data, first.model_id)
 

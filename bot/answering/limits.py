@@ -110,9 +110,9 @@ class Limits:
             raise RefusalError(wait)
 
     @property
-    def waiting(self) -> int:
-        """How many wait for their turn."""
-        return self._line.waiting
+    def is_crowded(self) -> bool:
+        """Whether somebody waits for an answer, or many are being answered."""
+        return self._line.is_crowded
 
     def turn(self, *, member_id: int, guild_id: int) -> AbstractAsyncContextManager[None]:
         """Waits for a turn; see `Line.turn`."""

@@ -80,6 +80,11 @@ class Line:
         """How many run."""
         return len(self._running)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether somebody waits, or more run than may at any pace."""
+        return not self._at_ease.is_set()
+
     def is_full_for(self, *, member_id: int, guild_id: int) -> bool:
         """Whether a member who came now would find no place."""
         return self._is_full() and self._displaced_by(member_id, guild_id) is None

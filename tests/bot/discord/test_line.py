@@ -196,8 +196,10 @@ async def test_old_posts_give_way_while_somebody_waits() -> None:
     await hall.come("waits", member=2, guild=1)
     giving = asyncio.create_task(line.give_way(60))
     await _settle()
+    assert line.is_crowded
     assert not giving.done()
     await line.give_way(0)  # no longer than that
     await hall.finish("runs")
     await giving
+    assert not line.is_crowded
     await hall.close()

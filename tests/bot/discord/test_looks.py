@@ -89,17 +89,17 @@ async def test_a_picture_that_is_in_the_archive_is_not_looked_at_again(
     assert not answer.content.startswith("**This map was posted before")
 
 
-async def test_while_somebody_waits_no_picture_is_looked_at_again(
+async def test_in_a_crowd_no_picture_is_looked_at_again(
     bot: Bot, discord: Discord, server: ToyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bot.running():
         post = await discord.post(10, map_art(5))
         await bot.settled(1)
         before = len(server.lanes)
-        monkeypatch.setattr(Line, "waiting", 1)
+        monkeypatch.setattr(Line, "is_crowded", True)
         answer = await discord.use_find(beside(5), member=BOB, channel_id=10)
         assert server.lanes[before:] == [INTERACTIVE]
-        monkeypatch.setattr(Line, "waiting", 0)
+        monkeypatch.setattr(Line, "is_crowded", False)
         await discord.use_find(beside(5), member=BOB, channel_id=10)
         assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, *[BULK] * 6]
     assert answer.links == [link(post)]
