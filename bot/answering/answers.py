@@ -124,7 +124,7 @@ class Answers:
             question,
             0,
             readable,
-            # Of a file that is in the archive there is nothing more to be learnt from its parts.
+            # Of a file that is in the archive there is nothing more to be learnt.
             again=None if is_known(embedded) else partial(self._look_again, data, embedded),
         )
 
