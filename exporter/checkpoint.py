@@ -105,7 +105,11 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(
         image_tower=image_tower,
         finder=finder,
-        recipe=read_recipe(folder, image_size=image_size),
+        recipe=read_recipe(
+            folder,
+            image_size=image_size,
+            render_margin=0.0 if finder is None else locator.RENDER_MARGIN,
+        ),
         text=_load_text(folder) if has_text_tower else None,
         has_text_tower=has_text_tower,
         dimensions=config.projection_dim,

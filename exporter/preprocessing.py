@@ -9,7 +9,7 @@ gives an embedding that is a little wrong, and nobody would ever be told.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -62,12 +62,13 @@ class Recipe:
     std: Channels
 
 
-def read(folder: Path, *, image_size: int) -> Recipe:
+def read(folder: Path, *, image_size: int, render_margin: float = 0.0) -> Recipe:
     """Reads a checkpoint folder's preprocessing.
 
     Args:
         folder: The checkpoint.
         image_size: Side in pixels of the square that the tower was built for.
+        render_margin: See `Preprocessing`; no preprocessor's file says it.
 
     Raises:
         ExportError: The file is missing, is no JSON object, or asks for what is not supported.
@@ -84,7 +85,9 @@ def read(folder: Path, *, image_size: int) -> Recipe:
         raise ExportError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ExportError(f"{path} is no JSON object.")
-    return parse(config, image_size=image_size, where=str(path))
+    recipe = parse(config, image_size=image_size, where=str(path))
+    framing = recipe.preprocessing.model_copy(update={"render_margin": render_margin})
+    return replace(recipe, preprocessing=framing)
 
 
 def parse(config: Mapping[str, object], *, image_size: int, where: str = FILE) -> Recipe:

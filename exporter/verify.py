@@ -16,6 +16,7 @@ from exporter.errors import ExportError
 from inference.artifact import Artifact, Fidelity, Precision
 from inference.engine import EngineOptions, load_image_engine, load_text_engine
 from inference.preprocess import reference as square
+from inference.renders import framed
 
 BARS: Final = {Precision.FP32: 0.9999, Precision.FP16: 0.999, Precision.INT8: 0.99}
 """The least cosine similarity to PyTorch that the worst picture may have."""
@@ -76,7 +77,8 @@ def image_reference(loaded: Checkpoint, folder: Path, pictures: Sequence[bytes])
     with torch.inference_mode():
         for first in range(0, len(pictures), _REFERENCE_BATCH):
             images = [
-                Image.open(io.BytesIO(data)) for data in pictures[first : first + _REFERENCE_BATCH]
+                framed(Image.open(io.BytesIO(data)), loaded.recipe.preprocessing.render_margin)
+                for data in pictures[first : first + _REFERENCE_BATCH]
             ]
             values = processor(images, return_tensors="pt")["pixel_values"]
             if loaded.finder is not None:

@@ -22,7 +22,7 @@ TEXT_TOWER = "text_model.onnx"
 TOKENIZER = "tokenizer.json"
 
 # Readers refuse a folder of a newer format rather than guess at it.
-FORMAT = 1
+FORMAT = 2
 
 
 class Precision(StrEnum):
@@ -45,11 +45,14 @@ class Preprocessing(_Frozen):
         resize: `squash` scales both sides to `image_size`; `crop` scales the shorter side to it
             and keeps the centre square (the original CLIP).
         interpolation: The resampling filter of the reference preprocessing.
+        render_margin: First, a clean render of a map is laid on a ground that is wider on each side
+            by this share of the render's own width, and higher likewise (`inference.renders`).
     """
 
     image_size: int = Field(gt=0, le=4096)
     resize: Literal["squash", "crop"]
     interpolation: Literal["bicubic", "bilinear"]
+    render_margin: float = Field(default=0.0, ge=0, le=1)
 
 
 class TextTower(_Frozen):
@@ -164,7 +167,9 @@ class Manifest(_Frozen):
 
         That is the image tower, and how pictures are prepared for it.
         """
-        made_by = f"{self.sha256[IMAGE_TOWER]} {self.preprocessing.model_dump_json()}"
+        # Without the defaults: what a later format adds leaves the earlier ids as they were.
+        prepared = self.preprocessing.model_dump_json(exclude_defaults=True)
+        made_by = f"{self.sha256[IMAGE_TOWER]} {prepared}"
         return f"{self.name}@{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
 

@@ -19,9 +19,9 @@ def plain(image: Image.Image) -> Image.Image:
     image.load()  # some decoders tell the mode only then
     if image.mode == "I;16":
         return eight_bits(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode != "RGBA":
         return image.convert("RGBA")
-    if image.mode in ("L", "RGB"):
+    if image.mode in ("L", "RGB", "RGBA"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 

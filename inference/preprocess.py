@@ -25,7 +25,8 @@ from inference.artifact import Preprocessing
 from inference.containers import FORMATS, orientation, read_container
 from inference.errors import InvalidInputError
 from inference.fields import Buffer
-from inference.plain import blendable, eight_bits, upright
+from inference.plain import blendable, plain, upright
+from inference.renders import framed
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -80,6 +81,7 @@ class Preprocessor:
         self._side = preprocessing.image_size
         self._crop = preprocessing.resize == "crop"
         self._filter = _FILTERS[preprocessing.interpolation]
+        self._render_margin = preprocessing.render_margin
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
@@ -140,12 +142,18 @@ class Preprocessor:
         drafted = image.draft(None, (gap, gap))  # does nothing but for JPEG
         # Decoded at 1/n, the last pixel may stand for less than n: positions scale by n exactly.
         scale = round(width / drafted[1][2]) if drafted else 1
-        left, upper, right, lower = self._box(width, height, turned)
-        box = (left / scale, upper / scale, right / scale, lower / scale)
         large = image.width * image.height > _LARGE_PIXELS
         with self._large if large else nullcontext():
+            # JPEG keeps no colours; a margin would double the memory that a large picture takes.
+            if not (drafted or large):
+                image = framed(plain(image), self._render_margin)
+                width, height = image.size
+            left, upper, right, lower = self._box(width, height, turned)
             image = blendable(image).resize(
-                (self._side, self._side), self._filter, box=box, reducing_gap=_REDUCING_GAP
+                (self._side, self._side),
+                self._filter,
+                box=(left / scale, upper / scale, right / scale, lower / scale),
+                reducing_gap=_REDUCING_GAP,
             )
         image = upright(image, turned)
         if image.mode == "RGBa":
@@ -175,7 +183,8 @@ class Preprocessor:
 def reference(data: bytes, preprocessing: Preprocessing) -> Pixels:
     """The plain path that the fast one is compared to: full decode, exact filter, no limits.
 
-    The steps and their rounding are those of `CLIPImageProcessor` of Hugging Face transformers.
+    The steps and their rounding are those of `CLIPImageProcessor` of Hugging Face transformers,
+    after the margin of a clean render.
 
     Returns:
         uint8 [S, S, 3] (RGB).
@@ -183,10 +192,8 @@ def reference(data: bytes, preprocessing: Preprocessing) -> Pixels:
     side, resampling = preprocessing.image_size, _FILTERS[preprocessing.interpolation]
     with Image.open(BytesIO(data), formats=FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
-    if image.mode == "I;16":
-        image = eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    image = framed(plain(image), preprocessing.render_margin)
+    if image.mode == "RGBA":
         ground = Image.new("RGBA", image.size, (GROUND, GROUND, GROUND, 255))
         image = Image.alpha_composite(ground, image)
     image = image.convert("RGB")

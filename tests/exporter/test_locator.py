@@ -148,5 +148,6 @@ def test_the_graph_holds_the_locator(
     # The export verified it against PyTorch already: here, that there is something to verify.
     manifest = Artifact.load(tmp_path / "artifact").manifest
     assert manifest.preprocessing.image_size == 64
+    assert manifest.preprocessing.render_margin == locator.RENDER_MARGIN
     assert manifest.fidelity is not None
     assert manifest.fidelity["image"].min_cosine > 0.9999

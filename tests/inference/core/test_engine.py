@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -315,7 +316,7 @@ def test_a_file_that_differs_from_the_manifests_digest_is_refused(folder: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2, and this mapseek reads up to 1: update mapseek"),
+        ({"format": 3}, "has format 3, and this mapseek reads up to 2: update mapseek"),
         ({"dimensions": 0}, "dimensions: .*Export the model again"),
         ({"surprise": 1}, "surprise: "),
         ({"sha256": {}}, f"lists no digest for {IMAGE_TOWER}"),
@@ -354,6 +355,25 @@ def test_the_model_id_changes_with_the_image_tower(tmp_path: Path) -> None:
 
     assert one.startswith("tiny@")
     assert Artifact.load(other).manifest.model_id != one
+
+
+def test_the_model_id_changes_with_the_margin_of_renders_and_is_what_it_was_without(
+    folder: Path,
+) -> None:
+    document = json.loads((folder / MANIFEST).read_text())
+    made_by = (
+        f'{document["sha256"][IMAGE_TOWER]} {{"image_size":{SIDE},"resize":"squash",'
+        '"interpolation":"bicubic"}'
+    )
+    earlier = {**document["preprocessing"]}
+    del earlier["render_margin"]
+
+    change_manifest(folder, format=1, preprocessing=earlier)
+    without = Artifact.load(folder).manifest.model_id
+    change_manifest(folder, format=2, preprocessing=earlier | {"render_margin": 0.15})
+
+    assert without == f"tiny@{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+    assert Artifact.load(folder).manifest.model_id != without
 
 
 def test_texts_are_padded_and_cut_without_losing_their_end(tmp_path: Path) -> None:
