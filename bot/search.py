@@ -7,10 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from functools import partial
 
+import numpy as np
 from opentelemetry import trace
 
 from bot.archive.port import ImageArchive, Match, PictureKey, Query
-from bot.looks import DISCOUNT, embedded_variants
+from bot.looks import DISCOUNT, agreed, embedded_variants
 from inference.client import Embedded, EmbeddingClient, Thresholds
 
 _tracer = trace.get_tracer("mapseek.bot")
@@ -136,7 +137,7 @@ def judge(score: float, thresholds: Thresholds | None) -> Verdict | None:
 async def nearest(archive: ImageArchive, looks: Sequence[Look], scope: Scope) -> list[Match]:
     """The pictures of the archive nearest to one or more looks, best first.
 
-    A picture's score is the best that a look gives it, less that look's discount.
+    A picture's score is what the looks that found it agree on (`bot.looks.agreed`).
 
     Args:
         archive: Where to look.
@@ -228,14 +229,17 @@ async def _search(archive: ImageArchive, look: Look, scope: Scope) -> list[Match
 def _merged(found: Sequence[list[Match]], limit: int) -> list[Match]:
     """The best of what several searches found, each picture once, in the order of the port.
 
-    It is exact: what belongs to the first matches of all is among the first of a search.
+    What a picture gets from looks that have it further down is left out: it would be next to
+    nothing, and changed no recall that was measured.
     """
-    best: dict[PictureKey, Match] = {}
+    known: dict[PictureKey, list[Match]] = {}
     for match in (match for matches in found for match in matches):
-        known = best.get(match.picture.key)
-        if known is None or match.score > known.score:
-            best[match.picture.key] = match
-    return sorted(best.values(), key=_place)[:limit]
+        known.setdefault(match.picture.key, []).append(match)
+    merged = [
+        replace(same[0], score=min(1.0, float(agreed(np.array([one.score for one in same])))))
+        for same in known.values()
+    ]
+    return sorted(merged, key=_place)[:limit]
 
 
 def _place(match: Match) -> tuple[float, datetime, str, str]:

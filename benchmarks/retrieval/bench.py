@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,15 +119,17 @@ class _Bench:
         }
         rankings: dict[tuple[str, str], Ranking] = {}
         crowded: dict[tuple[str, str], Ranking] = {}
-        discount = VIEWS[views].discount
+        ranked = partial(
+            rank, discount=VIEWS[views].discount, together=VIEWS[views].combine == "agreed"
+        )
         for query in tables.QUERIES:
             vectors = self._queries(embedder, query, views)
             for archive, known in archives.items():
-                rankings[archive, query] = rank(vectors, known, discount)
+                rankings[archive, query] = ranked(vectors, known)
                 if archive in others:
                     full = np.concatenate([known, others[archive]])
-                    crowded[archive, query] = rank(vectors, full, discount)
-        unseen = rank(self._queries(embedder, UNSEEN, views), archives["posts"], discount)
+                    crowded[archive, query] = ranked(vectors, full)
+        unseen = ranked(self._queries(embedder, UNSEEN, views), archives["posts"])
         files = [one.files[query] for one in self.maps[:_TIMED] for query in tables.QUERIES]
         self.say(f"timing {named}")(0)
         latency = Latency.of(latency_s(embedder, files, VIEWS[views]))

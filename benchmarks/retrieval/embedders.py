@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from inference.providers import usable_cores
 Vectors = NDArray[np.float32]
 
 _BATCH = 32
+_AHEAD = 4
 _MAX_BYTES = 64 << 20
 _MAX_PIXELS = 100_000_000
 _HASH_SIDE = 16
@@ -162,12 +164,13 @@ class Views:
 
     Attributes:
         variants: How the picture is shown.
-        combine: The mean of the embeddings, or for each map the best of them.
+        combine: The mean of the embeddings, or for each map the best of them, or what they agree on
+            (`bot.looks.agreed`).
         discount: By how much the similarities of all variants but the first count less.
     """
 
     variants: tuple[Variant, ...]
-    combine: Literal["mean", "max"]
+    combine: Literal["mean", "max", "agreed"]
     discount: float = 0.0
 
     def file_name(self, kind: str) -> str:
@@ -193,7 +196,7 @@ VIEWS: dict[str, Views] = {
     "max3": Views((_WHOLE, _centre(0.75), _centre(0.5)), "max"),
     "grid": Views((_WHOLE, _centre(0.7), *_CORNERS), "max"),
     # What `bot.search` does where the first look leaves doubt.
-    "looks": Views((_WHOLE, *VARIANTS), "max", DISCOUNT),
+    "looks": Views((_WHOLE, *VARIANTS), "agreed", DISCOUNT),
 }
 """What `--views` takes."""
 
@@ -219,10 +222,9 @@ def embed_files(
     # An interrupted run may have stopped among a picture's variants.
     begun = len(rows) // len(variants)
     del rows[begun * len(variants) :]
-    pending = (shown for path in files[begun:] for shown in _shown(path.read_bytes(), variants))
     if begun < len(files):
         try:
-            for vector in embedder.embed(pending):
+            for vector in embedder.embed(_all_shown(files[begun:], variants)):
                 rows.append(vector)
                 progress(len(rows) / count)
         finally:
@@ -250,16 +252,29 @@ def embed_views(
     return vectors
 
 
-def _shown(data: bytes, variants: Sequence[Variant]) -> Iterator[bytes]:
+def _all_shown(files: Iterable[Path], variants: Sequence[Variant]) -> Iterator[bytes]:
+    """Shows one file after the other in all ways, the next ones while some are embedded."""
+    ahead: deque[Future[list[bytes]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for path in files:
+            ahead.append(pool.submit(_shown, path.read_bytes(), variants))
+            if len(ahead) > _AHEAD:
+                yield from ahead.popleft().result()
+        for shown in ahead:
+            yield from shown.result()
+
+
+def _shown(data: bytes, variants: Sequence[Variant]) -> list[bytes]:
     if tuple(variants) == (_WHOLE,):
-        yield data
-        return
+        return [data]
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
+    shown = []
     for variant in variants:
         encoded = io.BytesIO()
         variant.of(image).save(encoded, "PNG", compress_level=0)
-        yield encoded.getvalue()
+        shown.append(encoded.getvalue())
+    return shown
 
 
 def latency_s(embedder: Embedder, files: Sequence[Path], views: Views) -> list[float]:
@@ -268,7 +283,7 @@ def latency_s(embedder: Embedder, files: Sequence[Path], views: Views) -> list[f
     for path in files:
         data = path.read_bytes()
         began = time.perf_counter()
-        for _ in embedder.embed(_shown(data, views.variants)):
+        for _ in embedder.embed(iter(_shown(data, views.variants))):
             pass
         taken.append(time.perf_counter() - began)
     return taken

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.retrieval.embedders import Vectors
+from bot.looks import agreed
 from inference.artifact import Calibration, Thresholds
 
 _BLOCK = 256
@@ -58,20 +59,23 @@ class Figure:
         return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
 
 
-def rank(queries: Vectors, archive: Vectors, discount: float = 0.0) -> Ranking:
+def rank(
+    queries: Vectors, archive: Vectors, discount: float = 0.0, *, together: bool = False
+) -> Ranking:
     """Search an archive for each query.
 
     Args:
-        queries: Unit vectors (n, V, D); of several views the most similar counts.
+        queries: Unit vectors (n, V, D).
         archive: Unit vectors (m, D), m >= n; row i is query i's own map.
         discount: By how much the similarities of all views but the first count less.
+        together: Whether views that agree count more; else the most similar of them counts.
     """
     ranks, owns, rivals, indices = [], [], [], []
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK]
         similar = (block.reshape(-1, block.shape[2]) @ archive.T).reshape(*block.shape[:2], -1)
         similar[:, 1:] -= discount
-        similar = similar.max(axis=1)
+        similar = agreed(similar, 1) if together else similar.max(axis=1)
         rows = np.arange(len(block))
         own = similar[rows, start + rows].copy()
         similar[rows, start + rows] = -np.inf

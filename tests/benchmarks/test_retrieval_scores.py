@@ -55,6 +55,16 @@ def test_all_views_but_the_first_count_less() -> None:
     assert rank(queries, archive).own == pytest.approx(rank(queries, archive, 0.5).own)
 
 
+def test_views_that_agree_may_count_more() -> None:
+    archive = unit((1, 0, 0), (0, 1, 0))
+    alone, twice = (0.9, 0, math.sqrt(0.19)), (0, 0.89, math.sqrt(1 - 0.89**2))
+    queries = np.stack([unit(alone, twice, twice), unit(alone, twice, twice)])
+    assert rank(queries, archive).rank.tolist() == [1, 2]
+    found = rank(queries, archive, together=True)
+    assert found.rank.tolist() == [2, 1]
+    assert found.own[1] == pytest.approx(0.89 + math.log(2) / 30, abs=1e-5)
+
+
 def test_many_queries_are_ranked_in_blocks() -> None:
     rng = np.random.default_rng(0)
     archive = rng.normal(size=(700, 8)).astype(np.float32)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from bot import framing, looks
 from bot.archive.port import ArchiveError
-from bot.looks import VARIANTS, Variant, embedded_variants, variants
+from bot.looks import VARIANTS, Levels, Variant, embedded_variants, variants
 from inference.artifact import Preprocessing
 from inference.client import ClientSettings, Embedded, EmbeddingClient, Timings
 from inference.errors import UnavailableError
@@ -51,12 +51,13 @@ def assert_variants_of(data: bytes, whole: Image.Image) -> None:
         assert np.abs(seen.astype(float) - expected).max() < 8
 
 
-def test_variants_are_four_parts_more_contrast_and_a_turn() -> None:
+def test_variants_are_parts_a_turn_a_border_and_other_contrast() -> None:
     made = [Image.open(io.BytesIO(one)) for one in variants(encoded(drawn(200, 120), "PNG"))]
-    sizes = [(150, 90), (130, 120), (120, 120), (120, 120), (200, 120)]
-    assert [one.size for one in made[:5]] == sizes
-    # Turned by 8 degrees, it needs more room.
-    assert made[5].size == pytest.approx((200 + 120 / 7.2, 120 + 200 / 7.2), abs=4)
+    sizes = [one.size for one in made]
+    assert sizes[:5] == [(150, 90), (130, 120), (120, 120), (120, 120), (200, 120)]
+    # Turned by 15 degrees, it needs more room.
+    assert sizes[5] == pytest.approx((200 * 0.966 + 120 * 0.259, 120 * 0.966 + 200 * 0.259), abs=2)
+    assert sizes[6:] == [(260, 156), (200, 120)]
     assert_variants_of(encoded(drawn(200, 120), "PNG"), drawn(200, 120))
 
 
@@ -67,15 +68,34 @@ def test_a_part_is_what_lies_in_its_box() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_levels_are_stretched_over_the_whole_range(mode: str) -> None:
+@pytest.mark.parametrize("levels", ["stretched", "equalised"])
+def test_levels_are_spread_over_the_whole_range(levels: Levels, mode: str) -> None:
     dull = drawn(200, 120).point(lambda level: 100 + level // 8).convert(mode)
     if mode == "RGBA":
         dull.putalpha(drawn(200, 120, "L"))
-    shown = Variant(stretched=True).of(dull)
+    shown = Variant(levels=levels).of(dull)
     assert shown.mode == mode
     assert not set(shown.convert("RGB").getextrema()) - {(0, 255)}
     if mode == "RGBA":
         assert shown.getchannel("A") == dull.getchannel("A")
+
+
+def test_equalised_levels_are_all_as_frequent() -> None:
+    dark = Image.fromarray((np.linspace(0, 1, 4096).reshape(64, 64) ** 4 * 255).astype(np.uint8))
+    shown = np.asarray(Variant(levels="equalised").of(dark))
+    assert np.median(np.asarray(dark)) < 20
+    assert np.quantile(shown[shown > 0], (0.25, 0.5, 0.75)) == pytest.approx((96, 144, 200), abs=30)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_border_is_black_and_goes_all_around(mode: str) -> None:
+    white = Image.new(mode, (200, 120), "white")
+    shown = Variant(border=0.25).of(white)
+    assert shown.size == (300, 180)
+    assert shown.crop((50, 30, 250, 150)).tobytes() == white.tobytes()
+    levels = np.asarray(shown.convert("RGBA"))
+    assert (levels[..., 3] == 255).all()
+    assert (levels[..., 0] > 0).sum() == 200 * 120
 
 
 def test_a_turn_goes_counter_clockwise_and_cuts_nothing_off() -> None:
@@ -122,7 +142,8 @@ def test_of_an_animation_the_first_frame_is_shown(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [((54, 43), 6), ((52, 43), 0), ((54, 41), 0), ((1000, 40), 0), ((1, 1), 0)]
+    ("size", "count"),
+    [((54, 43), 8), ((52, 43), 0), ((54, 41), 0), ((1000, 40), 0), ((1, 1), 0)],
 )
 def test_tiny_variants_are_none(size: tuple[int, int], count: int) -> None:
     assert len(variants(encoded(Image.new("RGB", size), "PNG"))) == count
@@ -147,7 +168,7 @@ def test_large_pictures_are_made_smaller(
         assert left.size == (round(0.6 * reduced[0]), reduced[1])
 
 
-@pytest.mark.parametrize("size", [(700, 50_000), (50_000, 700)])
+@pytest.mark.parametrize("size", [(900, 40_000), (40_000, 900)])
 def test_a_turned_strip_takes_no_more_room_than_other_pictures(size: tuple[int, int]) -> None:
     made = [Image.open(io.BytesIO(one)) for one in variants(encoded(Image.new("L", size), "PNG"))]
     assert len(made) == len(VARIANTS)
@@ -155,11 +176,11 @@ def test_a_turned_strip_takes_no_more_room_than_other_pictures(size: tuple[int, 
     assert max(one.width * one.height for one in made) < 3_000_000
 
 
-@pytest.mark.parametrize(("width", "reduced"), [(3000, 1355), (1000, 1000)])
+@pytest.mark.parametrize(("width", "reduced"), [(3000, 2304), (1000, 1000)])
 def test_how_small_goes_by_the_upright_picture(width: int, reduced: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    made = variants(encoded(Image.new("RGB", (4700 - width, width)), "JPEG", exif=exif))
+    made = variants(encoded(Image.new("RGB", (4000 - width, width)), "JPEG", exif=exif))
     with Image.open(io.BytesIO(made[2])) as left:
         assert left.width == round(0.6 * reduced)
 
@@ -244,7 +265,7 @@ class Client(EmbeddingClient):
         finally:
             self.ended += 1
         timings = Timings(decode_ms=0, queue_ms=0, inference_ms=0, batch_size=1)
-        vector = np.eye(8, dtype=np.float32)[len(self.lanes)]
+        vector = np.eye(9, dtype=np.float32)[len(self.lanes)]
         return Embedded(embedding=vector, model_id=str(answer), timings=timings)
 
 
@@ -256,10 +277,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_variants_are_embedded_in_the_bulk_lane() -> None:
-    client = Client(*"aaaaaa")
+    client = Client(*"aaaaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3, 4, 5, 6]
-    assert client.lanes == ["bulk"] * 6
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert client.lanes == ["bulk"] * 8
 
 
 @pytest.mark.usefixtures("patient")
@@ -267,15 +288,15 @@ async def test_variants_are_embedded_in_the_bulk_lane() -> None:
     "answer", ["b", UnavailableError("It is gone."), ArchiveError("It is gone.")]
 )
 async def test_what_fails_or_is_of_another_model_is_left_out(answer: str | Exception) -> None:
-    client = Client("a", answer, *"aaaa")
+    client = Client("a", answer, *"aaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.model_id for embedded in found] == ["a"] * 5
+    assert [embedded.model_id for embedded in found] == ["a"] * 7
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_fault_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
-        await embedded_variants(Client("a", ZeroDivisionError(), *"aaaa"), PICTURE, model_id="a")
+        await embedded_variants(Client("a", ZeroDivisionError(), *"aaaaaa"), PICTURE, model_id="a")
 
 
 @pytest.mark.usefixtures("patient")
@@ -285,10 +306,10 @@ async def test_without_variants_nothing_is_asked() -> None:
 
 async def test_what_comes_late_is_left_out_and_called_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_PATIENCE_S", 2.0)
-    client = Client("a", None, *"aaaa")
+    client = Client("a", None, *"aaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 3, 4, 5, 6]
-    assert client.ended == 6
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 3, 4, 5, 6, 7, 8]
+    assert client.ended == 8
 
 
 async def test_where_there_is_no_time_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,11 +319,11 @@ async def test_where_there_is_no_time_nothing_is_asked(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("patient")
 async def test_who_gives_up_leaves_nothing_behind() -> None:
-    client = Client(*[None] * 6)
+    client = Client(*[None] * 8)
     task = asyncio.create_task(embedded_variants(client, PICTURE, model_id="a"))
     await client.asked.wait()
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert client.ended == len(client.lanes) == 6
+    assert client.ended == len(client.lanes) == 8
