@@ -4,8 +4,8 @@ A map that fills little of a screenshot fills more of a part. And where the mode
 else for the map, it often does so by a hair: shown the same in another way, it finds the map.
 
 Measured with `mapseek bench retrieval --views looks --views full` on 3,000 maps, poor pictures
-among posts: the whole alone finds 0.825 of the maps first and 0.870 among the first three; with the
-variants below it is 0.874 and 0.914. How they were chosen is in docs/retrieval.md.
+among posts: the whole alone finds 0.829 of the maps first and 0.873 among the first three; with the
+variants below it is 0.879 and 0.921. How they were chosen is in docs/retrieval.md.
 """
 
 import asyncio

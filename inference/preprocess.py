@@ -144,8 +144,8 @@ class Preprocessor:
         scale = round(width / drafted[1][2]) if drafted else 1
         large = image.width * image.height > _LARGE_PIXELS
         with self._large if large else nullcontext():
-            # JPEG keeps no colours; a margin would double the memory that a large picture takes.
-            if not (drafted or large):
+            # JPEG keeps no colour exactly.
+            if not drafted:
                 image = framed(plain(image), self._render_margin)
                 width, height = image.size
             left, upper, right, lower = self._box(width, height, turned)

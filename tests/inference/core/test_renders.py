@@ -97,6 +97,20 @@ def test_the_server_shows_a_render_in_its_margin(kind: str, resize: str, enlarge
     assert (pixels[:, :4] == (60, 50, 40)).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_large_render_takes_no_more_room_than_it_did(mode: str) -> None:
+    large = Image.new(mode, (3000, 2000), "white")
+    if mode == "RGBA":  # what is hidden bleeds into nothing
+        large.paste((0, 0, 0, 0), (0, 0, 1501, 2000))
+
+    laid = framed(large, MARGIN)
+
+    assert laid.size == (2250, 1500)
+    assert laid.width * laid.height <= large.width * large.height
+    seen = laid.convert("RGBA").crop((1126, 250, 1874, 1250))
+    assert seen.getcolors() == [(748 * 1000, (255, 255, 255, 255))]
+
+
 def test_a_turned_palette_with_holes_is_a_render_too() -> None:
     picture = with_alpha(render(61), 0).rotate(90, expand=True)
     exif = Image.Exif()
