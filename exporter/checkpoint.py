@@ -23,6 +23,7 @@ from exporter.hub import BOTH_TOWERS, model_type
 from exporter.locator import Locator
 from exporter.preprocessing import Recipe
 from exporter.preprocessing import read as read_recipe
+from inference import renders
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.json")
 
@@ -108,7 +109,7 @@ def load(folder: Path) -> Checkpoint:
         recipe=read_recipe(
             folder,
             image_size=image_size,
-            render_margin=0.0 if finder is None else locator.RENDER_MARGIN,
+            render_margin=0.0 if finder is None else renders.MARGIN,
         ),
         text=_load_text(folder) if has_text_tower else None,
         has_text_tower=has_text_tower,

@@ -32,9 +32,6 @@ P = ParamSpec("P")
 FILE: Final = "locator.safetensors"
 """Name of the weights in a checkpoint folder. A folder without it is a plain CLIP."""
 
-RENDER_MARGIN: Final = 0.3
-"""Clean renders are shown within a margin of this share of theirs; see `inference.renders`."""
-
 _MARGIN: Final = 1.3
 """The correction sees this much of what the first guess enclosed."""
 

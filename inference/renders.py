@@ -13,6 +13,9 @@ from PIL import Image, ImageOps
 
 from inference.plain import blendable, plain
 
+MARGIN: Final = 0.3
+"""What models with a locator ask for."""
+
 # Facts of the game, by map colour id from 1; id 0 is transparent.
 BASE_COLOURS: Final = np.array(
     [

@@ -30,7 +30,7 @@ from exporter.locator import Locator
 from exporter.training import corpus, scenes
 from exporter.training.model import MEAN, STD
 from exporter.training.stream import Source, wall
-from inference.renders import framed
+from inference.renders import MARGIN, framed
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -105,7 +105,7 @@ def _draw_one(source: Source, side: int, index: int) -> dict[tuple[str, str], Pi
 
 def squash(image: Image.Image, side: int) -> Pixels:
     """Resize the whole picture to a square, as the server does, clean renders in their margin."""
-    image = framed(image.convert("RGB"), locator.RENDER_MARGIN)
+    image = framed(image.convert("RGB"), MARGIN)
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 

@@ -14,6 +14,7 @@ from exporter import locator
 from exporter.errors import ExportError
 from exporter.export import export_model
 from exporter.locator import Locator, LocatorSettings
+from inference import renders
 from inference.artifact import Artifact
 
 pytestmark = pytest.mark.exporter
@@ -148,6 +149,6 @@ def test_the_graph_holds_the_locator(
     # The export verified it against PyTorch already: here, that there is something to verify.
     manifest = Artifact.load(tmp_path / "artifact").manifest
     assert manifest.preprocessing.image_size == 64
-    assert manifest.preprocessing.render_margin == locator.RENDER_MARGIN
+    assert manifest.preprocessing.render_margin == renders.MARGIN
     assert manifest.fidelity is not None
     assert manifest.fidelity["image"].min_cosine > 0.9999

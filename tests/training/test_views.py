@@ -7,10 +7,11 @@ pytest.importorskip("cv2")
 
 import cv2
 
-from exporter.training import views
+from exporter.training import mapart, views
 from exporter.training.views import View, archive, degrade
 from exporter.training.views.camera import Camera, project
 from exporter.training.views.wall import Canvas
+from inference.renders import MARGIN
 
 pytestmark = pytest.mark.exporter
 
@@ -84,6 +85,20 @@ def test_half_of_the_archive_is_clean() -> None:
     views_seen = [archive(rng, [coordinates()], TEXTURES, SIDE) for _ in range(60)]
     clean = [np.array_equal(view.corners, whole) for view in views_seen]
     assert 12 <= sum(clean) <= 36  # a quarter of the clean ones stand on a ground of their own
+
+
+def test_a_render_in_its_own_colours_has_the_margin_that_the_model_sees() -> None:
+    rng = np.random.default_rng(0)
+    drawn = mapart.draw_map(3)
+    views_seen = [archive(rng, [drawn], TEXTURES, SIDE) for _ in range(60)]
+    share = 1 / (1 + 2 * MARGIN)
+    within = [view for view in views_seen if np.allclose(abs(view.corners), share, atol=0.01)]
+    alone = [view for view in views_seen if np.allclose(abs(view.corners), 1)]
+    assert 5 <= len(within) <= 22
+    assert 5 <= len(alone) <= 22  # as JPEG
+    for view in within:
+        assert view.corners.dtype == np.float32
+        assert view.pixels[:8].std((0, 1)).max() < 1 < view.pixels[24:-24, 24:-24].std()
 
 
 def test_a_camera_that_may_stand_anywhere_cuts_maps_off() -> None:

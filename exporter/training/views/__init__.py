@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from exporter.training.views import screen, wear
 from exporter.training.views.camera import Camera, project
 from exporter.training.views.wall import Canvas, Pixels, Textures
+from inference.renders import MARGIN, framed
 
 __all__ = ["Pixels", "Textures", "View", "archive", "degrade"]
 
@@ -86,9 +88,13 @@ def degrade(
 
 
 def _render(rng: np.random.Generator, pixels: Pixels, side: int) -> View:
-    """A clean render: the map alone, or on a plain ground, enlarged or not, sometimes as JPEG."""
+    """A clean render: the map alone, or on a plain ground, enlarged or not, sometimes as JPEG.
+
+    Alone, and in its own colours, it has the margin in which it is shown to the model.
+    """
     height, width = pixels.shape[:2]
     corners = _UNIT_CORNERS
+    as_jpeg = rng.random() < 0.5
     if rng.random() < 0.25:
         pads = (rng.uniform(0, 0.4, 4) * rng.uniform(0, 1) * min(height, width)).astype(int)
         if rng.random() < 0.4:
@@ -102,7 +108,11 @@ def _render(rng: np.random.Generator, pixels: Pixels, side: int) -> View:
         first = np.array([left, top]) / size * 2 - 1
         last = np.array([left + width, top + height]) / size * 2 - 1
         corners = np.where(_UNIT_CORNERS < 0, first, last).astype(np.float32)
-    if rng.random() < 0.5:
+    elif not as_jpeg:
+        pixels = np.asarray(framed(Image.fromarray(pixels), MARGIN))
+        shares = width / pixels.shape[1], height / pixels.shape[0]
+        corners = (_UNIT_CORNERS * shares).astype(np.float32)
+    if as_jpeg:
         pixels = wear.jpeg(pixels, int(rng.integers(60, 96)))
     pixels = wear.squash(rng, pixels, side)
     return View(pixels, corners)
