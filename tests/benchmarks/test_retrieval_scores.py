@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.retrieval.embedders import Vectors
 from benchmarks.retrieval.scores import (
+    SAME_PRECISION,
     Answers,
     Ranking,
     calibrate,
@@ -119,8 +120,8 @@ def test_thresholds_mean_what_they_say() -> None:
     assert found.measured is not None
     assert 0.5 < found.similar < found.same < 0.9
     assert found.measured.same_precision is not None
-    assert found.measured.same_precision >= 0.99
-    assert answers.precision(found.same - 0.01) < 0.99
+    assert found.measured.same_precision >= SAME_PRECISION
+    assert answers.precision(found.same - 0.01) < SAME_PRECISION
     assert found.measured.similar_precision is not None
     assert 0.5 < found.measured.similar_precision < 0.99
     assert found.measured.nothing_precision is not None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from exporter.training import mapart
 from exporter.training.scenes.camera import Array, Camera
+from inference.renders import BASE_COLOURS
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -87,7 +88,7 @@ def _bricks(rng: np.random.Generator) -> Array:
 
 
 def _smooth(rng: np.random.Generator) -> Array:
-    dyes = mapart.BASE_COLOURS[14:29]
+    dyes = BASE_COLOURS[14:29]
     dye = dyes[int(rng.integers(len(dyes)))].astype(np.float32)
     if rng.random() < 0.4:
         dye = np.full(3, rng.uniform(150, 240), np.float32)
