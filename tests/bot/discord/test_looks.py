@@ -7,6 +7,7 @@ from PIL import Image
 
 from bot import looks
 from bot.answering.line import Line
+from bot.looks import VARIANTS
 from tests.bot.discord.conftest import Bot, encoded, map_art
 from tests.bot.discord.loopback import Answer, Discord, Json
 from tests.bot.discord.toy import ToyServer
@@ -44,12 +45,14 @@ async def test_a_map_that_is_only_seen_in_a_variant_is_found_and_gone_on_from(
         await bot.settled(8)
         before = len(server.lanes)
         first = await discord.use_find(beside(5), member=BOB, channel_id=10)
-        assert server.lanes[before:] == [INTERACTIVE, *[BULK] * 6]
+        assert server.lanes[before:] == [INTERACTIVE, *[BULK] * len(VARIANTS)]
         second = await press(discord, first, "Show more")
         third = await press(discord, second, "Show more")
         again = await press(discord, third, "Back")
         shared = await press(discord, first, "Share")
-        assert len(server.lanes) == before + 7, "an answer goes on with the looks that it has"
+        assert len(server.lanes) == before + 1 + len(VARIANTS), (
+            "an answer goes on with the looks that it has"
+        )
     assert first.links[0] == link(posts[5])
     heading, best, *_ = first.content.splitlines()
     assert heading == "**This map was posted before:**"
@@ -101,7 +104,7 @@ async def test_in_a_crowd_no_picture_is_looked_at_again(
         assert server.lanes[before:] == [INTERACTIVE]
         monkeypatch.setattr(Line, "is_crowded", False)
         await discord.use_find(beside(5), member=BOB, channel_id=10)
-        assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, *[BULK] * 6]
+        assert server.lanes[before:] == [INTERACTIVE, INTERACTIVE, *[BULK] * len(VARIANTS)]
     assert answer.links == [link(post)]
 
 
@@ -109,7 +112,7 @@ async def test_variants_that_fail_or_come_late_are_done_without(
     bot: Bot, discord: Discord, server: ToyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = looks.variants
-    monkeypatch.setattr(looks, "variants", lambda data: [b"no picture"] * 6)
+    monkeypatch.setattr(looks, "variants", lambda data: [b"no picture"] * len(VARIANTS))
     async with bot.running():
         posts = [await discord.post(10, map_art(seed)) for seed in (5, 6)]
         await bot.settled(2)
