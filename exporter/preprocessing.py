@@ -9,7 +9,7 @@ gives an embedding that is a little wrong, and nobody would ever be told.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -85,17 +85,22 @@ def read(folder: Path, *, image_size: int, render_margin: float = 0.0) -> Recipe
         raise ExportError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ExportError(f"{path} is no JSON object.")
-    recipe = parse(config, image_size=image_size, where=str(path))
-    framing = recipe.preprocessing.model_copy(update={"render_margin": render_margin})
-    return replace(recipe, preprocessing=framing)
+    return parse(config, image_size=image_size, render_margin=render_margin, where=str(path))
 
 
-def parse(config: Mapping[str, object], *, image_size: int, where: str = FILE) -> Recipe:
+def parse(
+    config: Mapping[str, object],
+    *,
+    image_size: int,
+    render_margin: float = 0.0,
+    where: str = FILE,
+) -> Recipe:
     """Translates the content of a `preprocessor_config.json`.
 
     Args:
         config: The file's object.
         image_size: Side in pixels of the square that the tower was built for.
+        render_margin: As in `read`.
         where: Begins the error messages.
 
     Raises:
@@ -123,6 +128,7 @@ def parse(config: Mapping[str, object], *, image_size: int, where: str = FILE) -
             image_size=image_size,
             resize=_resize(settings, image_size, where),
             interpolation=_FILTERS[resample],
+            render_margin=render_margin,
         ),
         rescale=_number(settings.get("rescale_factor", _RESCALE), "rescale_factor", where),
         mean=mean,
