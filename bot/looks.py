@@ -1,4 +1,4 @@
-"""Looks at a picture again: at parts of it, with other contrast, turned, within a border.
+"""Looks at a picture again: at parts of it, in other light, turned, within a border.
 
 A map that fills little of a screenshot fills more of a part. And where the model takes something
 else for the map, it often does so by a hair: shown the same in another way, it finds the map.
@@ -12,11 +12,11 @@ import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from bot.archive.port import ArchiveError
 from bot.framing import is_bearable
@@ -26,7 +26,6 @@ from inference.errors import EmbeddingError
 from inference.plain import blendable, plain, upright
 
 Box = tuple[float, float, float, float]
-Levels = Literal["kept", "stretched", "equalised"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,15 @@ class Variant:
     Attributes:
         box: Left, top, right, bottom of the part that is shown, as fractions of the picture.
         border: Width of a black border on each side, as a fraction of the part's own.
-        levels: Whether each colour's levels are stretched over the whole range, or made all as
-            frequent.
+        evened: If not zero, light and shadow over more than this share of the width are evened out.
+        stretched: Whether each colour's levels are stretched over the whole range.
         degrees: How far it is turned, counter-clockwise; nothing is cut off.
     """
 
     box: Box = (0.0, 0.0, 1.0, 1.0)
     border: float = 0.0
-    levels: Levels = "kept"
+    evened: float = 0.0
+    stretched: bool = False
     degrees: float = 0.0
 
     def of(self, picture: Image.Image) -> Image.Image:
@@ -56,10 +56,21 @@ class Variant:
         if self.border:
             sides = round(self.border * shown.width), round(self.border * shown.height)
             shown = ImageOps.expand(shown, sides, "black")
-        shown = _levelled(shown, self.levels)
+        if self.stretched or self.evened:
+            shown = self._levelled(shown)
         if self.degrees:
             shown = shown.rotate(self.degrees, Image.Resampling.BILINEAR, expand=True)
         return shown
+
+    def _levelled(self, picture: Image.Image) -> Image.Image:
+        levelled = picture.convert("RGB") if picture.mode == "RGBA" else picture
+        if self.evened:
+            levelled = _evened(levelled, self.evened)
+        if self.stretched:  # but for the darkest and the lightest in a hundred
+            levelled = ImageOps.autocontrast(levelled, cutoff=1)
+        if picture.mode == "RGBA":
+            levelled.putalpha(picture.getchannel("A"))
+        return levelled
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -67,10 +78,12 @@ VARIANTS: tuple[Variant, ...] = (
     Variant((0.175, 0.0, 0.825, 1.0)),
     Variant((0.0, 0.0, 0.6, 1.0)),
     Variant((0.4, 0.0, 1.0, 1.0)),
-    Variant(levels="stretched"),
+    Variant(stretched=True),
     Variant(degrees=15.0),
-    Variant(border=0.15, levels="stretched"),
-    Variant(levels="equalised"),
+    Variant(border=0.15, stretched=True),
+    Variant(evened=0.25, stretched=True),
+    Variant(evened=0.125, stretched=True),
+    Variant((0.25, 0.25, 0.75, 0.75)),
 )
 """What is looked at after the picture as it is."""
 
@@ -78,6 +91,12 @@ DISCOUNT = 0.03
 """By how much the similarities of a variant count less: most show less, and more looks like it."""
 
 _SHARPNESS = 30.0
+
+# What is around a pixel is seen in a picture of this width; what is as light as all around becomes
+# of this level; and this is added to the light around, so that black stays black.
+_AROUND = 64
+_MIDDLE = 110.0
+_DARKEST = 12.0
 
 # The variants of a smaller picture show nothing.
 _LEAST_SIDE = 32
@@ -192,17 +211,14 @@ def _reduced(picture: Image.Image) -> Image.Image:
     return plain(blendable(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _levelled(picture: Image.Image, levels: Levels) -> Image.Image:
-    if levels == "kept":
-        return picture
-    colours = picture.convert("RGB") if picture.mode == "RGBA" else picture
-    if levels == "equalised":
-        levelled = ImageOps.equalize(colours)
-    else:  # but for the darkest and the lightest in a hundred
-        levelled = ImageOps.autocontrast(colours, cutoff=1)
-    if picture.mode == "RGBA":
-        levelled.putalpha(picture.getchannel("A"))
-    return levelled
+def _evened(picture: Image.Image, share: float) -> Image.Image:
+    """Divide each colour by its mean around there (D. Jobson et al., "Retinex", 1997)."""
+    width, height = picture.size
+    small = picture.resize((_AROUND, max(1, round(_AROUND * height / width))), Image.Resampling.BOX)
+    around = small.filter(ImageFilter.GaussianBlur(_AROUND * share))
+    light = np.asarray(around.resize(picture.size, Image.Resampling.BILINEAR), np.float32)
+    evened = np.asarray(picture, np.float32) * (_MIDDLE / (light + _DARKEST))
+    return Image.fromarray(evened.clip(0, 255).astype(np.uint8))
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -145,22 +145,19 @@ class _Bench:
 
     def _queries(self, embedder: Embedder, query: str, views: str) -> Vectors:
         files = [one.files[query] for one in self.maps]
-        cache = self._vectors(embedder) / VIEWS[views].file_name(query)
+        cache = _vectors(self.folder, embedder) / VIEWS[views].file_name(query)
         say = self.say(f"{embedder.name}: {query} queries, {views}")
         return embed_views(embedder, files, VIEWS[views], cache, say)
 
     def _embed(self, embedder: Embedder, kind: str) -> Vectors:
         files = [one.files[kind] for one in self.maps]
-        cache = self._vectors(embedder) / f"{kind}.npy"
+        cache = _vectors(self.folder, embedder) / f"{kind}.npy"
         return embed_files(embedder, files, cache, self.say(f"{embedder.name}: {kind}"))[:, 0]
-
-    def _vectors(self, embedder: Embedder) -> Path:
-        return self.folder / "vectors" / _file_name(embedder.name)
 
     def _embed_distractors(
         self, embedder: Embedder, archive: str, files: Sequence[Path]
     ) -> Vectors:
-        cache = files[0].parents[1] / "vectors" / _file_name(embedder.name) / f"{archive}.npy"
+        cache = _vectors(files[0].parents[1], embedder) / f"{archive}.npy"
         say = self.say(f"{embedder.name}: distractors for {archive}")
         return embed_files(embedder, files, cache, say)[:, 0]
 
@@ -272,8 +269,11 @@ def _art_cache(folder: Path) -> str:
     return f"artwork-{digest}.json"
 
 
-def _file_name(model: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "@.-_" else "_" for letter in model)
+def _vectors(folder: Path, embedder: Embedder) -> Path:
+    """Where the vectors of what was drawn into a folder stay."""
+    name = embedder.name
+    named = "".join(letter if letter.isalnum() or letter in "@.-_" else "_" for letter in name)
+    return folder / "vectors" / named
 
 
 def _answers(run: Run, maps: Sequence[Map], parity: int | None = None) -> Answers:

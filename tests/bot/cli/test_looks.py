@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from bot import framing, looks
 from bot.archive.port import ArchiveError
-from bot.looks import VARIANTS, Levels, Variant, embedded_variants, variants
+from bot.looks import VARIANTS, Variant, embedded_variants, variants
 from inference.artifact import Preprocessing
 from inference.client import ClientSettings, Embedded, EmbeddingClient, Timings
 from inference.errors import UnavailableError
@@ -51,13 +51,13 @@ def assert_variants_of(data: bytes, whole: Image.Image) -> None:
         assert np.abs(seen.astype(float) - expected).max() < 8
 
 
-def test_variants_are_parts_a_turn_a_border_and_other_contrast() -> None:
+def test_variants_are_parts_a_turn_a_border_and_other_light() -> None:
     made = [Image.open(io.BytesIO(one)) for one in variants(encoded(drawn(200, 120), "PNG"))]
     sizes = [one.size for one in made]
     assert sizes[:5] == [(150, 90), (130, 120), (120, 120), (120, 120), (200, 120)]
     # Turned by 15 degrees, it needs more room.
     assert sizes[5] == pytest.approx((200 * 0.966 + 120 * 0.259, 120 * 0.966 + 200 * 0.259), abs=2)
-    assert sizes[6:] == [(260, 156), (200, 120)]
+    assert sizes[6:] == [(260, 156), (200, 120), (200, 120), (100, 60)]
     assert_variants_of(encoded(drawn(200, 120), "PNG"), drawn(200, 120))
 
 
@@ -68,23 +68,30 @@ def test_a_part_is_what_lies_in_its_box() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-@pytest.mark.parametrize("levels", ["stretched", "equalised"])
-def test_levels_are_spread_over_the_whole_range(levels: Levels, mode: str) -> None:
+@pytest.mark.parametrize("evened", [0.0, 0.25])
+def test_levels_are_spread_over_the_whole_range(evened: float, mode: str) -> None:
     dull = drawn(200, 120).point(lambda level: 100 + level // 8).convert(mode)
     if mode == "RGBA":
         dull.putalpha(drawn(200, 120, "L"))
-    shown = Variant(levels=levels).of(dull)
+    shown = Variant(evened=evened, stretched=True).of(dull)
     assert shown.mode == mode
     assert not set(shown.convert("RGB").getextrema()) - {(0, 255)}
     if mode == "RGBA":
         assert shown.getchannel("A") == dull.getchannel("A")
 
 
-def test_equalised_levels_are_all_as_frequent() -> None:
-    dark = Image.fromarray((np.linspace(0, 1, 4096).reshape(64, 64) ** 4 * 255).astype(np.uint8))
-    shown = np.asarray(Variant(levels="equalised").of(dark))
-    assert np.median(np.asarray(dark)) < 20
-    assert np.quantile(shown[shown > 0], (0.25, 0.5, 0.75)) == pytest.approx((96, 144, 200), abs=30)
+@pytest.mark.parametrize("shade", [0.3, 0.6])
+def test_a_shadow_over_half_of_a_picture_is_evened_out(shade: float) -> None:
+    squares = np.kron(np.indices((12, 20)).sum(0) % 2, np.ones((16, 16))) * 100 + 100
+    shadowed = squares.copy()
+    shadowed[:, 160:] *= shade
+    shown = np.asarray(Variant(evened=0.25).of(Image.fromarray(shadowed.astype(np.uint8))))
+    lit, dark = shown[:, :112].astype(float), shown[:, 208:].astype(float)
+    # More than half of the difference is gone.
+    assert (1 + shade) / 2 < dark.mean() / lit.mean() < 1.1
+    # The squares are still there, on both sides.
+    for side in (lit, dark):
+        assert side.max() - side.min() > 50
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
@@ -143,7 +150,7 @@ def test_of_an_animation_the_first_frame_is_shown(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "count"),
-    [((54, 43), 8), ((52, 43), 0), ((54, 41), 0), ((1000, 40), 0), ((1, 1), 0)],
+    [((64, 64), 10), ((63, 64), 0), ((64, 63), 0), ((1000, 40), 0), ((1, 1), 0)],
 )
 def test_tiny_variants_are_none(size: tuple[int, int], count: int) -> None:
     assert len(variants(encoded(Image.new("RGB", size), "PNG"))) == count
@@ -265,7 +272,7 @@ class Client(EmbeddingClient):
         finally:
             self.ended += 1
         timings = Timings(decode_ms=0, queue_ms=0, inference_ms=0, batch_size=1)
-        vector = np.eye(9, dtype=np.float32)[len(self.lanes)]
+        vector = np.eye(11, dtype=np.float32)[len(self.lanes)]
         return Embedded(embedding=vector, model_id=str(answer), timings=timings)
 
 
@@ -277,10 +284,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_variants_are_embedded_in_the_bulk_lane() -> None:
-    client = Client(*"aaaaaaaa")
+    client = Client(*"aaaaaaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert client.lanes == ["bulk"] * 8
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert client.lanes == ["bulk"] * 10
 
 
 @pytest.mark.usefixtures("patient")
@@ -288,15 +295,16 @@ async def test_variants_are_embedded_in_the_bulk_lane() -> None:
     "answer", ["b", UnavailableError("It is gone."), ArchiveError("It is gone.")]
 )
 async def test_what_fails_or_is_of_another_model_is_left_out(answer: str | Exception) -> None:
-    client = Client("a", answer, *"aaaaaa")
+    client = Client("a", answer, *"aaaaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.model_id for embedded in found] == ["a"] * 7
+    assert [embedded.model_id for embedded in found] == ["a"] * 9
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_fault_of_ours_is_not_hidden() -> None:
+    client = Client("a", ZeroDivisionError(), *"aaaaaaaa")
     with pytest.raises(ZeroDivisionError):
-        await embedded_variants(Client("a", ZeroDivisionError(), *"aaaaaa"), PICTURE, model_id="a")
+        await embedded_variants(client, PICTURE, model_id="a")
 
 
 @pytest.mark.usefixtures("patient")
@@ -306,10 +314,10 @@ async def test_without_variants_nothing_is_asked() -> None:
 
 async def test_what_comes_late_is_left_out_and_called_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_PATIENCE_S", 2.0)
-    client = Client("a", None, *"aaaaaa")
+    client = Client("a", None, *"aaaaaaaa")
     found = await embedded_variants(client, PICTURE, model_id="a")
-    assert [embedded.embedding.argmax() for embedded in found] == [1, 3, 4, 5, 6, 7, 8]
-    assert client.ended == 8
+    assert [embedded.embedding.argmax() for embedded in found] == [1, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert client.ended == 10
 
 
 async def test_where_there_is_no_time_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,11 +327,11 @@ async def test_where_there_is_no_time_nothing_is_asked(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("patient")
 async def test_who_gives_up_leaves_nothing_behind() -> None:
-    client = Client(*[None] * 8)
+    client = Client(*[None] * 10)
     task = asyncio.create_task(embedded_variants(client, PICTURE, model_id="a"))
     await client.asked.wait()
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert client.ended == len(client.lanes) == 8
+    assert client.ended == len(client.lanes) == 10
