@@ -13,6 +13,7 @@ from benchmarks.retrieval.scores import (
     rank,
     recall,
 )
+from bot.looks import SHARPNESS
 
 
 def unit(*rows: tuple[float, ...]) -> Vectors:
@@ -63,7 +64,7 @@ def test_views_that_agree_may_count_more() -> None:
     assert rank(queries, archive).rank.tolist() == [1, 2]
     found = rank(queries, archive, together=True)
     assert found.rank.tolist() == [2, 1]
-    assert found.own[1] == pytest.approx(0.89 + math.log(2) / 30, abs=1e-5)
+    assert found.own[1] == pytest.approx(0.89 + math.log(2) / SHARPNESS, abs=1e-5)
 
 
 def test_many_queries_are_ranked_in_blocks() -> None:

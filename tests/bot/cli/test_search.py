@@ -18,7 +18,7 @@ from bot.archive.embedded import EmbeddedArchive
 from bot.archive.port import ArchiveError, Entry, Match, Picture, PictureKey, Query, Vector
 from bot.cli import commandline
 from bot.importer.source import Kind
-from bot.looks import DISCOUNT, VARIANTS, agreed
+from bot.looks import DISCOUNT, SHARPNESS, VARIANTS, agreed
 from bot.search import (
     EVERYWHERE,
     Look,
@@ -140,8 +140,8 @@ async def test_what_several_looks_agree_on_counts_less_their_discounts(
     total = np.zeros(len(vectors))
     for one in asked:
         seen = np.stack(vectors) @ one.embedded.embedding - one.discount
-        total[first(seen)] += np.exp(30 * seen[first(seen)])
-    scores = np.minimum(np.log(total, where=total > 0, out=np.full_like(total, -9)) / 30, 1)
+        total[first(seen)] += np.exp(SHARPNESS * seen[first(seen)])
+    scores = np.minimum(np.log(total, where=total > 0, out=np.full_like(total, -9)) / SHARPNESS, 1)
     assert ids(found) == first(scores)
     assert [match.score for match in found] == pytest.approx(scores[first(scores)], abs=1e-5)
 
@@ -150,7 +150,7 @@ async def test_what_two_looks_find_comes_before_what_one_finds_as_well(archive: 
     await archive.upsert_many([entry(1, unit(1, 0, 0)), entry(2, unit(0, 1, 1))])
     asked = [look(unit(0.9, 0, 0.4)), look(unit(0, 0.6, 0.8)), look(unit(0, 0.8, 0.6))]
     best = max(float(unit(0, 1, 1) @ one.embedded.embedding) for one in asked)
-    (agreed, lonely), together = await nearest(archive, asked, EVERYWHERE), math.log(2) / 30
+    (agreed, lonely), together = await nearest(archive, asked, EVERYWHERE), math.log(2) / SHARPNESS
     assert (ids([agreed]), ids([lonely])) == ([2], [1])
     assert agreed.score == pytest.approx(min(1, best + together), abs=1e-3)
 
@@ -158,7 +158,7 @@ async def test_what_two_looks_find_comes_before_what_one_finds_as_well(archive: 
 def test_no_look_says_more_than_the_same() -> None:
     for count in range(1, 10):
         same = float(agreed(np.full(count, 0.5)))
-        assert same == pytest.approx(0.5 + math.log(count) / 30)
+        assert same == pytest.approx(0.5 + math.log(count) / SHARPNESS)
     assert float(agreed(np.array([0.8, 0.3, 0.1]))) == pytest.approx(0.8, abs=1e-6)
 
 
