@@ -5,7 +5,7 @@ else for the map, it often does so by a hair: shown the same in another way, it 
 
 Measured with `mapseek bench retrieval --views looks --views full` on 3,000 maps, poor pictures
 among posts: the whole alone finds 0.829 of the maps first and 0.873 among the first three; with the
-variants below it is 0.879 and 0.921. How they were chosen is in docs/retrieval.md.
+variants below it is 0.882 and 0.925. How they were chosen is in docs/retrieval.md.
 """
 
 import asyncio
