@@ -40,13 +40,16 @@ class Fault:
         times: How often still.
         drop: "before" breaks the connection before the server hears of the command, "after" when
             it has carried it out and before the driver hears of that.
-        refusal: What the driver is told instead.
+        refusal: What the driver is told instead, and nothing is carried out.
+        half: Every second write is carried out, and the others are refused by a server that is
+            shutting down.
     """
 
     command: str
     times: int
     drop: str = ""
     refusal: Refusal | None = None
+    half: bool = False
 
 
 class AtlasProxy:
@@ -203,7 +206,7 @@ class AtlasProxy:
             if fault is not None and fault.drop == "after":
                 self._carry_out(command)
                 return
-            answer = self._refused(command, fault)
+            answer = self._answered(command, fault)
             if answer is None:
                 server.sendall(message.raw)
             else:
@@ -217,17 +220,31 @@ class AtlasProxy:
                     return fault
         return None
 
-    def _carry_out(self, command: Document) -> None:
-        """Does what the driver will never hear the end of."""
+    def _half_done(self, command: Document) -> Document:
+        updates = command["updates"]
+        done: Document = {"ok": 1.0, "n": 0, "nModified": 0}
+        if updates[1::2]:
+            done = self._carry_out(command | {"updates": updates[1::2]})
+        upserted = [one | {"index": 2 * one["index"] + 1} for one in done.get("upserted", ())]
+        errors = [
+            {"index": index, "code": 91, "errmsg": "shutting down"}
+            for index in range(0, len(updates), 2)
+        ]
+        return done | {"upserted": upserted, "writeErrors": errors}
+
+    def _carry_out(self, command: Document) -> Document:
+        """Does it without the driver, which hears nothing of it by this."""
         kept = {
             name: value
             for name, value in command.items()
             if name not in ("$db", "lsid", "$clusterTime", "txnNumber", "$readPreference")
         }
-        self._backend[command["$db"]].command(kept)
+        return self._backend[command["$db"]].command(kept)
 
-    def _refused(self, command: Document, fault: Fault | None) -> Document | None:
+    def _answered(self, command: Document, fault: Fault | None) -> Document | None:
         """An answer of our own; None to let the server answer."""
+        if fault is not None and fault.half:
+            return self._half_done(command)
         refusal = fault.refusal(command) if fault is not None and fault.refusal else None
         if refusal is not None:
             return refusal
