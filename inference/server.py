@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import grpc.aio
+import uvloop
 from grpc_health.v1 import health_pb2_grpc
 from mapseek.oip.open_inference_pb2 import ModelInferRequest
 from mapseek.v1 import embedding_pb2 as pb
@@ -348,7 +349,8 @@ def run(
     try:
         with telemetry.set_up("mapseek-server", telling):
             try:
-                asyncio.run(_serve_until_signal(settings, load))
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(_serve_until_signal(settings, load))
             except StartupError:
                 raise
             except EngineLostError as error:

@@ -88,8 +88,9 @@ class LaneThreads:
     """A few daemon threads that run blocking calls: interactive ones first, bulk never starved.
 
     A free thread takes the next call itself, without a detour over the event loop, and no call
-    is promised to a thread before one is free. They are daemons so that a call which never
-    returns cannot keep the process from ending.
+    is promised to a thread before one is free. Of several that are free, the one that worked last
+    is woken: its core is the warmest. They are daemons so that a call which never returns cannot
+    keep the process from ending.
 
     Args:
         count: How many threads.
@@ -119,7 +120,8 @@ class LaneThreads:
         self._stay = stay
         self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
         self._running: set[_Job[object]] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # around these two, the next one, and what is waiting
+        self._free: list[threading.Lock] = []  # one for each thread that is, which it waits for
         self._stopped = False
         self._started = False
 
@@ -146,17 +148,18 @@ class LaneThreads:
             ShuttingDownError: `stop` was called, before or while the call waited.
         """
         job = _Job(call, lane)
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 raise ShuttingDownError
             if not self._started:
                 self._start()
             self._waiting.put(job, lane)  # type: ignore[arg-type]  # the queue holds any result
-            self._changed.notify()
+            if self._free:
+                self._free.pop().release()
         try:
             return await job.waiter
         except asyncio.CancelledError:
-            with self._changed:
+            with self._lock:
                 dropped = self._waiting.discard(job, lane)  # type: ignore[arg-type]  # as above
             if not dropped and not abandon:
                 await job.until_finished()
@@ -164,10 +167,11 @@ class LaneThreads:
 
     def stop(self) -> None:
         """Ends each thread after its present call; whoever still waits is refused."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             dropped = [*self._waiting.take(len(self._waiting)), *self._running]
-            self._changed.notify_all()
+            while self._free:
+                self._free.pop().release()
         for job in dropped:
             job.give_up()
 
@@ -188,20 +192,28 @@ class LaneThreads:
                     os.setpriority(os.PRIO_PROCESS, thread, now + self._nice)
                 if core is not None:
                     os.sched_setaffinity(thread, {core})
-        while True:
-            with self._changed:
-                while not self._waiting and not self._stopped:
-                    self._changed.wait()
-                if self._stopped:
-                    return
-                (job,) = self._waiting.take(1)
-                self._running.add(job)
+        woken = threading.Lock()
+        woken.acquire()
+        while (job := self._next(woken)) is not None:
             result = job.run()
-            with self._changed:  # before its caller can ask for more: it is not at work any more
+            with self._lock:  # before its caller can ask for more: it is not at work any more
                 self._running.discard(job)
             job.deliver(result)
             # Otherwise an idle thread would hold the last picture in memory.
             del job, result
+
+    def _next(self, woken: threading.Lock) -> _Job[object] | None:
+        """Waits for a call; None once the threads are to end."""
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return None
+                if self._waiting:
+                    (job,) = self._waiting.take(1)
+                    self._running.add(job)
+                    return job
+                self._free.append(woken)
+            woken.acquire()
 
 
 def _cores_for(count: int) -> Sequence[int | None]:

@@ -46,3 +46,15 @@ async def test_a_nice_thread_stands_back_alone() -> None:
     ((_, priority),) = await where(LaneThreads(1, name="test", nice=3), 1)
     assert priority == before + 3
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+async def test_the_thread_that_worked_last_is_woken_first() -> None:
+    threads = LaneThreads(3, name="test")
+    all_three = threading.Barrier(3)
+    await asyncio.gather(*(threads.run(all_three.wait) for _ in range(3)))
+    taken = set()
+    for _ in range(20):
+        await asyncio.sleep(0.02)  # until it waits again
+        taken.add((await threads.run(threading.get_ident)).value)
+    threads.stop()
+    assert len(taken) == 1
