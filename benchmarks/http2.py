@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from enum import IntEnum
 from functools import lru_cache
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import grpc
 import grpc.aio
@@ -133,6 +133,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.closed = False
         self._calls: dict[int, _Call] = {}
+        self._held_up: dict[int, _Call] = {}  # of these, those that wait for a wider window
         self._next = 1
         self._window = _FIRST_WINDOW
         self._first_window = _FIRST_WINDOW
@@ -173,14 +174,13 @@ class _Connection(asyncio.Protocol):
         try:
             return await call.done, call.answer[_PREFIX:]
         finally:
-            if self._calls.pop(number, None) is not None:
+            if self._forget(number) is not None:
                 reset = _frame(_Frame.RST_STREAM, 0, number, _CANCEL.to_bytes(4))
                 self._transport.write(reset)
             self._room.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (as asyncio makes it)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # as every loop makes it
         settings = {
             _Setting.HEADER_TABLE_SIZE: 0,  # so that a block says the same whenever it comes
             _Setting.ENABLE_PUSH: 0,
@@ -271,9 +271,8 @@ class _Connection(asyncio.Protocol):
                 self._send(number, call)
             return
         self._window += by
-        for one, call in self._calls.items():
-            if call.unsent:
-                self._send(one, call)
+        for one, call in list(self._held_up.items()):
+            self._send(one, call)
 
     def _send(self, number: int, call: _Call, first: bytes = b"") -> None:
         """Sends a frame, and after it as much of a call's request as the windows let pass."""
@@ -284,6 +283,10 @@ class _Connection(asyncio.Protocol):
             call.window -= len(part)
             flags = 0 if call.unsent else _END_STREAM
             out += [_head(len(part), _Frame.DATA, flags, number), part]
+        if call.unsent:
+            self._held_up[number] = call
+        else:
+            self._held_up.pop(number, None)
         if first or len(out) > 1:
             self._transport.write(b"".join(out))
 
@@ -296,9 +299,13 @@ class _Connection(asyncio.Protocol):
             self._read = 0
 
     def _end(self, number: int, status: grpc.StatusCode | None) -> None:
-        call = self._calls.pop(number, None)
+        call = self._forget(number)
         if call is not None and not call.done.done():
             call.done.set_result(status)
+
+    def _forget(self, number: int) -> _Call | None:
+        self._held_up.pop(number, None)
+        return self._calls.pop(number, None)
 
 
 def _frame(kind: _Frame, flags: int, number: int, payload: bytes) -> bytes:

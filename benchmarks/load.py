@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 import grpc
 import grpc.aio
+import uvloop
 from mapseek.v1 import embedding_pb2 as pb
 
 from benchmarks.http2 import Http2Channel
@@ -438,4 +439,4 @@ def _answer(answer: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    uvloop.run(_serve())

@@ -60,7 +60,7 @@ class Batcher(Generic[In, Out]):
     """Gathers single items into batches for an engine that runs one batch, or a few, at a time.
 
     The contract: a batch starts as soon as the engine is free and holds what waits then, up to
-    `max_batch`; where there are several loops, each takes its part of that; lanes as in
+    `max_batch`; where several run at once, each takes its part of what is inside; lanes as in
     `LaneQueue`, first in, first out within a lane; a cancelled caller leaves the queue; a batch
     that fails is halved and run again until the items at fault stand alone, within bounds, and
     the loop goes on; nothing here ever cancels a caller's future.
@@ -74,7 +74,8 @@ class Batcher(Generic[In, Out]):
             items are tried again in smaller batches.
         max_batch: Most items in a batch.
         bulk_share: Part of the places that bulk is sure of while both lanes wait.
-        at_once: How many batches the engine runs at once; each is that part of what waits.
+        at_once: How many batches the engine runs at once. One takes all that waits; of several,
+            each takes its share of half of all that waits or is run.
         clock: Seconds on a monotonic clock.
     """
 
@@ -188,6 +189,15 @@ class Batcher(Generic[In, Out]):
             await self._wake.wait()
         return True
 
+    def _part(self) -> int:
+        """How many of those that wait one of the runs takes."""
+        if self._at_once == 1:
+            return len(self._waiting)
+        # So that half of all is run and half waits: batches stay equal, and nobody waits for a
+        # large one. The others are no reason to take more; busy now, they soon need work, too.
+        inside = len(self._waiting) + len(self._running)
+        return -(-inside // (2 * self._at_once))
+
     async def _run_batch(self, batch: "list[_Waiter[In, Out]]") -> None:
         """Orders a run; `batch` gets what waits when the engine is free for it."""
         taken = False
@@ -199,11 +209,7 @@ class Batcher(Generic[In, Out]):
             with self._lock:
                 taken = True
                 self._ordered -= 1
-                # Its part even if the others are busy: they soon are not, and would have nothing
-                # to do while one runs everything. At half of the capacity of two cores, taking all
-                # makes the slowest hundredth 1.5 times as slow.
-                part = -(-len(self._waiting) // self._at_once)
-                chosen = self._waiting.take(min(part, self._max_batch))
+                chosen = self._waiting.take(min(self._part(), self._max_batch))
                 batch.extend(waiter for waiter in chosen if not waiter.future.done())
                 self._running.update(batch)
 

@@ -9,6 +9,7 @@ mixed load, at the same throughput.
 """
 
 import ctypes
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def give_back_large_pieces() -> None:
 def keep_middling_pieces() -> None:
     """Has all but large pieces kept for later. Call it when what stays for good is in memory."""
     _glibc("mallopt", _M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def pass_over_what_stays() -> None:
+    """Has Python's collector pass over all that is there now; undone by `gc.unfreeze`.
+
+    The process stands still while it looks at everything, and what was loaded for good is nearly
+    all of that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def keep_all_pieces() -> None:

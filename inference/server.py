@@ -6,6 +6,7 @@ a refused connection. Calls are answered UNAVAILABLE until the warm-up has passe
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -211,6 +212,7 @@ class RunningServer:
         # Whatever it ended with has been told by `ready` or `ended`.
         with suppress(asyncio.CancelledError, Exception):
             await self._life
+        gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
         settings = self._settings
@@ -264,6 +266,7 @@ class RunningServer:
 
     def _open(self, backend: Backend) -> None:
         heap.keep_middling_pieces()
+        heap.pass_over_what_stays()
         self._oip.open(backend)
         self._service.open(backend)
         self._ready.set()

@@ -125,7 +125,7 @@ async def test_two_batchers_take_turns_on_one_engine(
         await asyncio.gather(*calls)
 
 
-async def test_each_of_several_loops_takes_its_part_of_what_waits(
+async def test_each_of_several_loops_takes_its_part_of_what_is_inside(
     run: GatedRun, submit_to: Callable[[Batcher[str, str]], Submit]
 ) -> None:
     batcher = Batcher(taking(run), max_batch=8, at_once=2)
@@ -138,10 +138,12 @@ async def test_each_of_several_loops_takes_its_part_of_what_waits(
         await quiet()
         assert batcher.waiting == 5
         await run.finish()  # the other loop is busy, and still its part is left to it
-        assert run.batches[2:] == [["c", "d", "e"]]
+        assert run.batches[2:] == [["c", "d"]]
+        await run.finish()  # as much as before, though less waits
+        assert run.batches[3:] == [["e", "f"]]
         await run.finish()
-        assert run.batches[3:] == [["f"]]
-        for _ in range(3):
+        assert run.batches[4:] == [["g"]]
+        for _ in range(2):
             await run.finish()
 
         assert [answer.value for answer in await asyncio.gather(*calls)] == list("abcdefg")

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import signal
 import subprocess
 import sys
@@ -83,6 +84,15 @@ async def test_health_tells_the_truth_from_the_first_moment_to_the_last(
             await server.stop()
             assert (await watch.read()).status == NOT_SERVING
             assert await watch.read() is grpc.aio.EOF
+
+
+async def test_the_collector_passes_over_what_was_loaded_as_long_as_the_server_is_there(
+    start: Start,
+) -> None:
+    async with start() as server:
+        await server.ready()
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
 
 
 async def test_probes_of_unknown_services(server: RunningServer) -> None:
