@@ -188,7 +188,7 @@ class _Connection(asyncio.Protocol):
         }
         values = b"".join(key.to_bytes(2) + value.to_bytes(4) for key, value in settings.items())
         more = (_WIDEST - _FIRST_WINDOW).to_bytes(4)
-        transport.write(
+        self._transport.write(
             _PREFACE + _frame(_Frame.SETTINGS, 0, 0, values)
             + _frame(_Frame.WINDOW_UPDATE, 0, 0, more)
         )  # fmt: skip
