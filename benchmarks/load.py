@@ -46,12 +46,13 @@ class ClosedLoop:
     Attributes:
         callers: How many.
         seconds: For how long their requests count.
-        warm_s: For how long they run before that.
+        warm_s: For how long they run before that. They all begin at once, as callers never do, and
+            their first requests wait for each other.
     """
 
     callers: int
     seconds: float
-    warm_s: float = 0.3
+    warm_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ class Batcher(Generic[In, Out]):
         max_batch: Most items in a batch.
         bulk_share: Part of the places that bulk is sure of while both lanes wait.
         at_once: How many batches the engine runs at once. One takes all that waits; of several,
-            each takes its share of half of all that waits or is run.
+            each takes so much that all are equal.
         clock: Seconds on a monotonic clock.
     """
 
@@ -95,7 +95,8 @@ class Batcher(Generic[In, Out]):
         self._at_once = at_once
         self._clock = clock
         self._waiting: LaneQueue[_Waiter[In, Out]] = LaneQueue(bulk_share=bulk_share)
-        self._running: set[_Waiter[In, Out]] = set()
+        # The batches that were taken and are not answered yet, in the order of their taking.
+        self._running: list[list[_Waiter[In, Out]]] = []
         self._ordered = 0  # runs that have not taken their items yet
         self._lock = threading.Lock()  # around these three: the engine takes on its own threads
         self._wake = asyncio.Event()
@@ -152,7 +153,7 @@ class Batcher(Generic[In, Out]):
                 batch = []
                 await self._run_batch(batch)
                 with self._lock:
-                    self._running.difference_update(batch)
+                    self._running = [other for other in self._running if other is not batch]
                 self._wake.set()
         except asyncio.CancelledError:
             refusal = ShuttingDownError()
@@ -173,7 +174,7 @@ class Batcher(Generic[In, Out]):
     def abandon(self, error: Exception) -> None:
         """Answers everybody who waits or is being run with this error; the run itself goes on."""
         with self._lock:
-            running = list(self._running)
+            running = [waiter for batch in self._running for waiter in batch]
         _settle(running + self._all_waiting(), error)
 
     def _all_waiting(self) -> "list[_Waiter[In, Out]]":
@@ -190,13 +191,15 @@ class Batcher(Generic[In, Out]):
         return True
 
     def _part(self) -> int:
-        """How many of those that wait one of the runs takes."""
-        if self._at_once == 1:
-            return len(self._waiting)
-        # So that half of all is run and half waits: batches stay equal, and nobody waits for a
-        # large one. The others are no reason to take more; busy now, they soon need work, too.
-        inside = len(self._waiting) + len(self._running)
-        return -(-inside // (2 * self._at_once))
+        """How many of those that wait the next run takes.
+
+        Half of all that is inside shall run and half wait, in equal parts: what waits is its own
+        part, and one for each run that goes on beside it. Then nobody waits for a large batch.
+        """
+        # One more than these may be taken and not answered, but is no longer run.
+        beside = self._running[max(0, len(self._running) - (self._at_once - 1)) :]
+        inside = len(self._waiting) + sum(map(len, beside))
+        return -(-inside // (2 * self._at_once - 1))
 
     async def _run_batch(self, batch: "list[_Waiter[In, Out]]") -> None:
         """Orders a run; `batch` gets what waits when the engine is free for it."""
@@ -211,7 +214,7 @@ class Batcher(Generic[In, Out]):
                 self._ordered -= 1
                 chosen = self._waiting.take(min(self._part(), self._max_batch))
                 batch.extend(waiter for waiter in chosen if not waiter.future.done())
-                self._running.update(batch)
+                self._running.append(batch)
 
         try:
             error = await self._attempt(batch, take)

@@ -615,7 +615,7 @@ class _Game:
         pending = {number for number, call in enumerate(self.calls) if not call.done()}
         running = {_number(item) for item in self.run.running}
         # The halves of a batch that failed wait for their turn beside the queue.
-        taken = {_number(waiter.item) for waiter in self.batcher._running}
+        taken = {_number(one.item) for batch in self.batcher._running for one in batch}
         assert self.batcher.waiting == len(pending - taken)  # who left freed a place
         assert running or not pending  # the engine never rests while somebody waits
 
