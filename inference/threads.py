@@ -120,7 +120,7 @@ class LaneThreads:
         self._stay = stay
         self._waiting: LaneQueue[_Job[object]] = LaneQueue(bulk_share=bulk_share)
         self._running: set[_Job[object]] = set()
-        self._lock = threading.Lock()  # around these two, the next one, and what is waiting
+        self._lock = threading.Lock()  # around what waits, runs, is free, and whether it stopped
         self._free: list[threading.Lock] = []  # one for each thread that is, which it waits for
         self._stopped = False
         self._started = False
