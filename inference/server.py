@@ -352,8 +352,7 @@ def run(
     try:
         with telemetry.set_up("mapseek-server", telling):
             try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(_serve_until_signal(settings, load))
+                uvloop.run(_serve_until_signal(settings, load))
             except StartupError:
                 raise
             except EngineLostError as error:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from inference.threads import LaneThreads
+from tests.inference.server.fakes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
@@ -54,7 +55,7 @@ async def test_the_thread_that_worked_last_is_woken_first() -> None:
     await asyncio.gather(*(threads.run(all_three.wait) for _ in range(3)))
     taken = set()
     for _ in range(20):
-        await asyncio.sleep(0.02)  # until it waits again
+        await until(lambda: len(threads._free) == 3)
         taken.add((await threads.run(threading.get_ident)).value)
     threads.stop()
     assert len(taken) == 1
