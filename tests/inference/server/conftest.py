@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -35,6 +36,23 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("MAPSEEK_", "OTEL_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+def _is_of_this_test(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not ("PollerCompletionQueue" in record.msg and str(error) == "Event loop is closed")
+
+
+@pytest.fixture(autouse=True)
+def no_news_of_earlier_tests() -> Iterator[None]:
+    """gRPC hands late events, of which it has one queue for all loops, to loops that are closed.
+
+    What a channel left to itself when its test ended is then in the log of a later test.
+    """
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(_is_of_this_test)
+    yield
+    logger.removeFilter(_is_of_this_test)
 
 
 @pytest.fixture
