@@ -7,6 +7,7 @@ moment that it starts. Knows nothing of images, arrays or transports.
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +26,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 _log = logging.getLogger("mapseek.batcher")
+
+# How much of what usually is inside comes from the present moment.
+_PRESENT = 0.2
 
 # So many full batches in a row must fit before larger ones are tried again: what the failures
 # cost is then nothing beside them.
@@ -97,6 +101,7 @@ class Batcher(Generic[In, Out]):
         self._waiting: LaneQueue[_Waiter[In, Out]] = LaneQueue(bulk_share=bulk_share)
         # The batches that were taken and are not answered yet, in the order of their taking.
         self._running: list[list[_Waiter[In, Out]]] = []
+        self._usually_inside = 0.0
         self._ordered = 0  # runs that have not taken their items yet
         self._lock = threading.Lock()  # around these three: the engine takes on its own threads
         self._wake = asyncio.Event()
@@ -195,11 +200,16 @@ class Batcher(Generic[In, Out]):
 
         Half of all that is inside shall run and half wait, in equal parts: what waits is its own
         part, and one for each run that goes on beside it. Then nobody waits for a large batch.
+        What is inside is averaged over the last runs: who has just been answered is missing for a
+        moment, and a part that is smaller for it leaves a few waiting for one run more.
         """
+        if self._at_once == 1:
+            return len(self._waiting)
         # One more than these may be taken and not answered, but is no longer run.
         beside = self._running[max(0, len(self._running) - (self._at_once - 1)) :]
         inside = len(self._waiting) + sum(map(len, beside))
-        return -(-inside // (2 * self._at_once - 1))
+        self._usually_inside += _PRESENT * (inside - self._usually_inside)
+        return max(1, math.ceil(self._usually_inside / (2 * self._at_once - 1)))
 
     async def _run_batch(self, batch: "list[_Waiter[In, Out]]") -> None:
         """Orders a run; `batch` gets what waits when the engine is free for it."""
