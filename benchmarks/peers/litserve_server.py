@@ -12,9 +12,6 @@ import litserve
 from benchmarks.peers import worker
 from inference.providers import usable_cores
 
-_MAX_BATCH = 8
-_MAX_WAIT_S = 0.005
-
 
 class Embed(litserve.LitAPI):
     """Files in base64 in, embeddings out."""
@@ -22,7 +19,7 @@ class Embed(litserve.LitAPI):
     def setup(self, _device: str) -> None:
         """Loads the model in the worker's process."""
         self._decode = worker.preprocessor()
-        self._engine = worker.engine(threads=1)
+        self._engine = worker.engine()
 
     def decode_request(self, request: dict[str, str]) -> worker.Pixels:
         """Decodes one picture."""
@@ -47,7 +44,7 @@ class Embed(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Embed(max_batch_size=_MAX_BATCH, batch_timeout=_MAX_WAIT_S)
+    api = Embed(max_batch_size=worker.MAX_BATCH, batch_timeout=worker.MAX_WAIT_S)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=usable_cores())
     server.run(
         port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error"

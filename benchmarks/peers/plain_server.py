@@ -24,7 +24,7 @@ class Service(embedding_pb2_grpc.EmbeddingServiceServicer):
     def __init__(self) -> None:
         self._decode = worker.preprocessor()
         # Each thread has an engine of its own, of one thread.
-        self._engines = [worker.engine(threads=1) for _ in range(usable_cores())]
+        self._engines = [worker.engine() for _ in range(usable_cores())]
         self._numbers = itertools.count()
         self._mine = threading.local()
         self._threads = ThreadPoolExecutor(len(self._engines), initializer=self._take_engine)

@@ -1,7 +1,11 @@
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from benchmarks.peers.bench import Served
 from benchmarks.plot import plot_peers, plot_serve
 from benchmarks.report import Report, Target
 from benchmarks.rounds import Measured, Round
+from inference.errors import StartupError
 
 
 def load(*latencies_s: float) -> Load:
@@ -103,6 +108,24 @@ def test_we_are_ahead_only_where_all_three_figures_say_so(tmp_path: Path) -> Non
     assert targets[1].ratio == pytest.approx(15 / 20)
     plot_peers(served, "title", tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_peer_that_leaves_calls_unanswered_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = {"OK": 3}
+
+    @contextmanager
+    def process(*_: Any, **__: Any) -> Iterator[Any]:
+        yield SimpleNamespace(run=lambda _: replace(load(0.1, 0.1, 0.1), codes=codes))
+
+    monkeypatch.setattr(bench, "LoadProcess", process)
+    case = Served(server="mosec", callers=32)
+    bench._measure([case], "", "image", pictures=tmp_path, seconds=1)
+    assert case.codes == {"OK": 3}
+    codes = {"OK": 3, "INTERNAL": 7}
+    with pytest.raises(StartupError, match=r"mosec did not answer all of 32 .*'INTERNAL': 7"):
+        bench._measure([case], "", "image", pictures=tmp_path, seconds=1)
 
 
 def test_growth_is_what_is_never_given_back() -> None:
