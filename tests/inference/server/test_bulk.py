@@ -206,6 +206,7 @@ async def test_a_server_that_stays_away_is_waited_for_as_long_as_the_settings_sa
     start: Start, engine: GatedEngine
 ) -> None:
     async with start(drain_s=0.0) as server, client_of(server.address, outage_s=0.5) as client:
+        await client.wait_ready(PATIENCE_S)  # to come up may take longer than half a second
         async with aclosing(client.embed_many(pictures(300))) as items:
             await anext(items)
             await server.stop()
