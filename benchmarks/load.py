@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -121,6 +121,14 @@ class Load:
     def throughput(self) -> float:
         """Good answers per second."""
         return len(self.latencies_s) / self.seconds
+
+
+def codes_of(loads: Iterable[Load | None]) -> dict[str, int]:
+    """How many requests of all loads that there are ended with which gRPC status."""
+    total: Counter[str] = Counter()
+    for load in loads:
+        total.update(load.codes if load else {})
+    return dict(total)
 
 
 class LoadProcess:

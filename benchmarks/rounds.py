@@ -2,14 +2,13 @@
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.latency import Latency
 from benchmarks.limit import Pace, Recipe, Single
-from benchmarks.load import Load
+from benchmarks.load import Load, codes_of
 from benchmarks.memory import MB
 from benchmarks.report import Cell, Table, Target
 
@@ -213,7 +212,7 @@ class Measured:
                     "latency": self.closed_latency(callers),
                     "server_cpu_ms_per_image": self._server_cpu_ms(callers),
                     "load_cpu_cores": self._load_cpu(callers),
-                    "codes": self._codes(now.closed.get(callers) for now in self.rounds),
+                    "codes": codes_of(now.closed.get(callers) for now in self.rounds),
                 }
                 for callers in self.callers()
             ],
@@ -225,7 +224,7 @@ class Measured:
                     "refusal": self.refusal(share),
                     "latency": self.open_latency(share),
                     "latest_departure_ms": self._lateness_ms(share),
-                    "codes": self._codes(now.open.get(share) for now in self.rounds),
+                    "codes": codes_of(now.open.get(share) for now in self.rounds),
                 }
                 for share in self.shares()
             ],
@@ -288,8 +287,7 @@ class Measured:
         notes += [
             f"not answered well, {callers} callers: {_told(codes)}"
             for callers in self.callers()
-            if (codes := self._codes(now.closed.get(callers) for now in self.rounds)).keys()
-            - {"OK"}
+            if (codes := codes_of(now.closed.get(callers) for now in self.rounds)).keys() - {"OK"}
         ]
         return Table(
             title="Closed loop: who has an answer sends the next request",
@@ -311,7 +309,7 @@ class Measured:
         late_ms = max(map(self._lateness_ms, self.shares()), default=0.0)
         rows: list[Sequence[Cell]] = []
         for share in self.shares():
-            codes = self._codes(now.open.get(share) for now in self.rounds)
+            codes = codes_of(now.open.get(share) for now in self.rounds)
             sent = sum(codes.values())
             refused = codes.get(_REFUSED, 0)
             failed = sent - refused - codes.get("OK", 0)
@@ -417,13 +415,6 @@ class Measured:
             for now in self.rounds
             if callers in now.closed
         )
-
-    @staticmethod
-    def _codes(loads: Iterable[Load | None]) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for load in loads:
-            total.update(load.codes if load else {})
-        return dict(total)
 
 
 def _median(values: Iterable[float]) -> float:

@@ -103,7 +103,7 @@ class Batcher(Generic[In, Out]):
         self._running: list[list[_Waiter[In, Out]]] = []
         self._usually_inside = 0.0
         self._ordered = 0  # runs that have not taken their items yet
-        self._lock = threading.Lock()  # around these three: the engine takes on its own threads
+        self._lock = threading.Lock()  # around these four: the engine takes on its own threads
         self._wake = asyncio.Event()
         self._refusal: Exception | None = None
         self._most_batch = max_batch

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from mapseek.v1 import embedding_pb2_grpc
 from numpy.typing import NDArray
 
 from benchmarks.latency import Latency
-from benchmarks.load import Body, ClosedLoop, Load, LoadProcess
+from benchmarks.load import Body, ClosedLoop, Load, LoadProcess, codes_of
 from benchmarks.machine import this_machine
 from benchmarks.peers.http import HttpChannel, as_body
 from benchmarks.peers.processes import PEERS, Peer, environment, run_peer
@@ -84,10 +83,7 @@ class Served:
     @property
     def codes(self) -> dict[str, int]:
         """How many calls ended with which status."""
-        total: Counter[str] = Counter()
-        for load in self.loads:
-            total.update(load.codes)
-        return dict(total)
+        return codes_of(self.loads)
 
 
 def bench_peers(options: PeersOptions, progress: Progress) -> tuple[Report, list[Served]]:
