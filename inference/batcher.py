@@ -206,7 +206,7 @@ class Batcher(Generic[In, Out]):
         if self._at_once == 1:
             return len(self._waiting)
         # One more than these may be taken and not answered, but is no longer run.
-        beside = self._running[max(0, len(self._running) - (self._at_once - 1)) :]
+        beside = self._running[-(self._at_once - 1) :]
         inside = len(self._waiting) + sum(map(len, beside))
         self._usually_inside += _PRESENT * (inside - self._usually_inside)
         return max(1, math.ceil(self._usually_inside / (2 * self._at_once - 1)))

@@ -148,7 +148,9 @@ async def test_each_of_several_loops_takes_its_part_of_what_is_usually_inside(
         assert batcher.waiting == 0
         for _ in range(2):
             await run.finish()
-        await asyncio.gather(*calls)
+        answers = [answer.value for answer in await asyncio.gather(*calls)]
+        assert answers[:12] == list("abcdefghijkl")
+        assert set(answers[12:]) == {"again"}
 
 
 async def test_a_loop_that_ends_leaves_the_run_of_another_to_its_callers(
