@@ -29,4 +29,4 @@ COPY --from=build-server /venv /venv
 USER mapseek
 CMD ["serve"]
 # The health service of gRPC, over TLS and with a client certificate where the settings say so.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --start-interval=2s CMD ["mapseek", "health"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["mapseek", "health"]

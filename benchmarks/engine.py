@@ -15,8 +15,8 @@ from benchmarks.latency import Latency
 from benchmarks.machine import Provider, this_machine
 from benchmarks.report import Progress, Report, Table
 from inference.artifact import Artifact
+from inference.cores import usable_cores
 from inference.engine import Engine, EngineOptions, load_image_engine
-from inference.providers import usable_cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Provider
 from inference.artifact import Artifact
+from inference.cores import usable_cores
 from inference.engine import Engine, EngineOptions, load_image_engine
 from inference.preprocess import Preprocessor
-from inference.providers import usable_cores
 
 Pixels = NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from inference.providers import usable_cores
+from inference.cores import usable_cores
 
 # What onnxruntime may be asked to run on.
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]

@@ -21,9 +21,9 @@ from benchmarks.workers import worker_pool
 from bot.archive.port import Vector
 from exporter.training import mapart, scenes
 from inference.artifact import Artifact
+from inference.cores import usable_cores
 from inference.engine import EngineOptions, load_image_engine
 from inference.preprocess import Preprocessor
-from inference.providers import usable_cores
 
 # Maps that no model of the project was trained on.
 _FIRST_MAP = 900_000_000

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
+from inference.cores import usable_cores
 from inference.errors import StartupError
 
 CPU = "CPUExecutionProvider"
@@ -145,8 +145,8 @@ def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
     """Runs the model to find out whether it is small: then each core runs batches of its own."""
     threads = options.threads or usable_cores()
     choice = _choose(CPU, graph, options)
-    session = _open(graph, choice, options, threads=threads)
-    core_s = threads * _time_of_one(session, graph)
+    session = _open(graph, choice, options, threads=1)
+    core_s = _time_on_a_core(session, graph)
     small = core_s < _SMALL_MODEL_S
     if not options.max_batch:
         choice = replace(choice, max_batch=_CPU_MAX_BATCH_SMALL if small else _CPU_MAX_BATCH)
@@ -157,23 +157,28 @@ def _open_on_cpu(graph: Graph, options: EngineOptions) -> Opened:
         "yes" if small else "no",
         core_s * 1000,
     )
-    if not small:
-        return Opened(session=session, choice=choice)
-    one_core = session if threads == 1 else _open(graph, choice, options, threads=1)
-    return Opened(session=session, choice=choice, one_core=one_core, cores=threads)
+    one_core = session if small else None
+    if threads > 1:
+        del session  # a large one, before there is another
+        session = _open(graph, choice, options, threads=threads)
+    return Opened(session=session, choice=choice, one_core=one_core, cores=threads if small else 0)
 
 
-def _time_of_one(session: Any, graph: Graph) -> float:
-    """Seconds of the fastest run of one item; infinite where it cannot be run like that."""
+def _time_on_a_core(session: Any, graph: Graph) -> float:
+    """Seconds of a core that the cheapest run of one item takes, on a session of one thread.
+
+    Whoever else uses the machine meanwhile does not count, nor how well a run would share itself
+    among many cores. Infinite where it cannot be run like that.
+    """
     item = np.zeros((1, *graph.item_shape), graph.dtype)
-    fastest_s = math.inf
+    cheapest_s = math.inf
     # What is wrong with the graph is told by what looks at it next, in a sentence.
     with suppress(Exception):
         for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
+            started = time.thread_time()
             session.run(None, {graph.input_name: item})
-            fastest_s = min(fastest_s, time.perf_counter() - started)
-    return fastest_s
+            cheapest_s = min(cheapest_s, time.thread_time() - started)
+    return cheapest_s
 
 
 _HOW_TO_GET = {
@@ -183,13 +188,6 @@ _HOW_TO_GET = {
     TENSORRT: "Install mapseek with the extra `gpu` in place of `cpu`, and TensorRT 10, or use "
     "MAPSEEK_PROVIDER=cuda.",
 }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container may be fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _choose(name: str, graph: Graph, options: EngineOptions) -> Choice:

@@ -25,6 +25,7 @@ from mapseek.v1 import embedding_pb2 as pb
 from inference import bind, heap, probes, reflection, service, telemetry
 from inference.artifact import Artifact, Manifest
 from inference.auth import TokenInterceptor
+from inference.cores import usable_cores
 from inference.engine import (
     Engine,
     EngineOptions,
@@ -43,7 +44,6 @@ from inference.oip import wire
 from inference.pipeline import Limits, Pipeline
 from inference.preprocess import Preprocessor
 from inference.probes import ProbeService
-from inference.providers import usable_cores
 from inference.quota import Quota, QuotaInterceptor
 from inference.service import Backend, EmbeddingService
 from inference.settings import ServerSettings

@@ -212,7 +212,7 @@ def retrieval(
     from benchmarks.retrieval.bench import RetrievalOptions, bench_retrieval
     from benchmarks.retrieval.embedders import VIEWS
     from inference.client import ClientSettings
-    from inference.providers import usable_cores
+    from inference.cores import usable_cores
 
     check_writable(json, out / "recall.png")
     unknown = [name for name in views or () if name not in VIEWS]

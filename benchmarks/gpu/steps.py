@@ -26,8 +26,8 @@ from benchmarks.report import Report
 from benchmarks.serve import ServeOptions, bench_serve
 from benchmarks.server_process import run_server
 from inference.artifact import IMAGE_TOWER, Artifact
+from inference.cores import usable_cores
 from inference.errors import StartupError
-from inference.providers import usable_cores
 
 # TensorRT builds its engines at the first start.
 _START_S = 900.0

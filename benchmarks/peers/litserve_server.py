@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import litserve
 
 from benchmarks.peers import worker
-from inference.providers import usable_cores
+from inference.cores import usable_cores
 
 
 class Embed(litserve.LitAPI):

@@ -6,7 +6,7 @@
 from mosec import Server, Worker
 
 from benchmarks.peers import worker
-from inference.providers import usable_cores
+from inference.cores import usable_cores
 
 
 class Embed(Worker):

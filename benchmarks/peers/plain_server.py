@@ -15,7 +15,7 @@ from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
 from benchmarks.peers import worker
-from inference.providers import usable_cores
+from inference.cores import usable_cores
 
 
 class Service(embedding_pb2_grpc.EmbeddingServiceServicer):

@@ -24,10 +24,10 @@ from benchmarks.machine import Provider
 from bot.looks import DISCOUNT, VARIANTS, Variant
 from inference.artifact import Artifact
 from inference.client import ClientSettings, EmbeddingClient
+from inference.cores import usable_cores
 from inference.engine import EngineOptions, load_image_engine
 from inference.errors import EmbeddingError
 from inference.preprocess import Preprocessor
-from inference.providers import usable_cores
 
 Vectors = NDArray[np.float32]
 

@@ -1,6 +1,9 @@
 import hashlib
 import json
 import logging
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,19 @@ def test_a_large_model_takes_all_cores_for_one_run(
     np.testing.assert_allclose(
         tower.embed(pictures(3)), expected(pictures(3), IMAGE_WEIGHTS), atol=1e-5
     )
+
+
+def test_a_model_is_no_larger_on_a_machine_that_others_use(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = onnxruntime.InferenceSession.run
+
+    def kept_waiting(*args: Any) -> Any:
+        time.sleep(2 * providers._SMALL_MODEL_S)
+        return run(*args)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", kept_waiting)
+    assert load(folder, EngineOptions(provider="cpu", threads=2)).cores is not None
 
 
 @given(max_batch=st.integers(1, 300))
@@ -427,3 +443,24 @@ def test_a_tokenizer_that_does_not_fit_the_tower_is_refused(
 
     with pytest.raises(StartupError, match=f"{message}.* Export the model again"):
         load_text(folder)
+
+
+@pytest.mark.parametrize("package", ["inference", "exporter"])
+def test_onnxruntime_keeps_no_identifier_of_the_machine(
+    folder: Path, tmp_path: Path, package: str
+) -> None:
+    """In a process of its own with a bare environment: in CI onnxruntime keeps none anyway."""
+    home = tmp_path / "home"
+    home.mkdir()
+    program = (
+        f"import sys, {package}, onnxruntime as ort; ort.InferenceSession(sys.argv[1]); print(1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder / IMAGE_TOWER],
+        env={"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1\n"
+    assert not list(home.iterdir())
