@@ -28,5 +28,6 @@ FROM base AS server
 COPY --from=build-server /venv /venv
 USER mapseek
 CMD ["serve"]
-# The health service of gRPC, over TLS and with a client certificate where the settings say so.
+# The health service of gRPC, over TLS and with a client certificate where the settings say so. Who sets
+# MAPSEEK_LISTEN to another port sets MAPSEEK_SERVER as well, which is asked here.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["mapseek", "health"]

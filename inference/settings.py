@@ -38,7 +38,8 @@ class ServerSettings(Settings):
         default=0,
         ge=0,
         le=1024,
-        description="Threads of the model on the CPU. 0: one per core.",
+        description="Threads of the model on the CPU. 0: one per core, as far as a container's "
+        "quota goes.",
     )
     decode_threads: int = Field(
         default=0,
