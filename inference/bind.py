@@ -1,7 +1,10 @@
 """Where and how the server listens: gRPC's options, TLS, and the port."""
 
+import errno
+import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,9 @@ def listen(server: grpc.aio.Server, settings: ServerSettings) -> str:
         StartupError: The address cannot be bound, or a TLS file cannot be read or used.
     """
     address = settings.listen
+    if address.startswith("unix:") and _answers(address.removeprefix("unix:")):
+        # gRPC would take the path from whoever listens there, who would remove it when it ends.
+        raise StartupError(_cannot_listen(address, os.strerror(errno.EADDRINUSE)))
     try:
         if settings.tls:
             port = server.add_secure_port(address, _credentials(settings))
@@ -115,7 +121,19 @@ def _why_not(settings: ServerSettings) -> str:
         reason = getattr(error, "strerror", None) or str(error)
     if reason is None and settings.tls:
         reason = "the certificate and the key do not fit together, or are damaged"
-    return f"MAPSEEK_LISTEN: cannot listen on {address}: {reason or 'gRPC gives no reason'}."
+    return _cannot_listen(address, reason or "gRPC gives no reason")
+
+
+def _cannot_listen(address: str, reason: str) -> str:
+    return f"MAPSEEK_LISTEN: cannot listen on {address}: {reason}."
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens at the path, and did not just leave it behind."""
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(path)
+        return True
+    return False
 
 
 def _try_to_bind(address: str) -> None:

@@ -190,6 +190,11 @@ async def test_a_unix_socket(start: Start, tmp_path: Path) -> None:
         async with start(listen=address) as server, client_of(server.address) as client:
             assert server.address == address
             assert (await client.wait_ready(30)).name == "fake"
+            with pytest.raises(StartupError, match=f"{address}: Address already in use"):
+                async with start(listen=address):
+                    pass
+            async with client_of(address) as another:  # over a connection of its own
+                assert (await another.wait_ready(30)).name == "fake"
 
 
 async def test_a_pipeline_that_breaks_ends_the_server(
