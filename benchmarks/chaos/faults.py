@@ -79,9 +79,9 @@ class FaultyEngine:
             time.sleep(hang_s)
         if len(items) > self._fits:
             self._turn += 1
-            if self._turn % 2:  # as the allocator of the host says it, and as a device does
+            if self._turn % 2:  # as decoding says it, and as the tower does
                 raise MemoryError
-            raise EngineMemoryError("Failed to allocate memory for requested buffer.")
+            raise EngineMemoryError(f"The engine has no memory for a batch of {len(items)}.")
         if self._broken or self._failures > 0:
             self._failures -= 1
             raise RuntimeError("a fault by the chaos run")
