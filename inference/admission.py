@@ -11,8 +11,9 @@ from inference.lanes import ROUNDING, Lane
 
 # How many of the latest departures tell the present throughput.
 _REMEMBERED = 64
-# So many items that it is time to look after things; two cores take ten seconds for them.
-_MANY = 1000
+# So many items, or bytes of them, that it is time to look after things; of items, two cores take
+# ten seconds for them.
+_MANY, _MANY_BYTES = 1000, 256 * 1024 * 1024
 # Bounds of the advice to a refused caller; the middle value is for when nothing is known yet.
 _MIN_RETRY_MS, _UNKNOWN_RETRY_MS, _MAX_RETRY_MS = 20, 500, 10_000
 
@@ -54,7 +55,7 @@ class Admission:
         self._empty = asyncio.Event()
         self._empty.set()
         self._crowded = False
-        self._left = 0
+        self._left = self._left_bytes = 0
         self._passed = asyncio.Event()
 
     @property
@@ -103,8 +104,8 @@ class Admission:
                 self.leave(lane)
             raise
 
-    def leave(self, lane: Lane) -> None:
-        """Gives a slot back; whoever waits longest takes it over."""
+    def leave(self, lane: Lane, size_bytes: int = 0) -> None:
+        """Gives back the slot of an item of this size; whoever waits longest takes it over."""
         self._inside[lane] -= 1
         self._departures.append(self._clock())
         while (next_lane := self._next_lane()) is not None:
@@ -113,7 +114,9 @@ class Admission:
         if not self.inside:
             self._empty.set()
         self._left += 1
-        if self._left >= _MANY or (self._crowded and not self.inside):
+        self._left_bytes += size_bytes
+        many = self._left >= _MANY or self._left_bytes >= _MANY_BYTES
+        if many or (self._crowded and not self.inside):
             self._passed.set()
 
     def retry_after_ms(self) -> int:
@@ -138,13 +141,13 @@ class Admission:
         await self._empty.wait()
 
     async def many_passed(self) -> None:
-        """Waits until a thousand items have left, or all of a crowd that there were no slots for.
+        """Waits until a thousand items or 256 MiB have left, or a crowd that was too large.
 
         Counts from its last return.
         """
         await self._passed.wait()
         self._passed.clear()
-        self._left = 0
+        self._left = self._left_bytes = 0
         if not self.inside:  # else it has yet to go
             self._crowded = False
 

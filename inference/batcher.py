@@ -155,11 +155,11 @@ class Batcher(Generic[In, Out]):
         batch: list[_Waiter[In, Out]] = []
         try:
             while await self._more_waits():
-                batch = []
                 await self._run_batch(batch)
                 with self._lock:
                     self._running = [other for other in self._running if other is not batch]
                 self._wake.set()
+                batch = []  # whose items shall not be kept until the next one
         except asyncio.CancelledError:
             refusal = ShuttingDownError()
             raise

@@ -6,7 +6,8 @@ down, a secret as it may be.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from inference.errors import InvalidInputError
 from inference.fields import Bound
-from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
+from inference.handlers import Answer, Continue, Handler, answer_stream, letting_go, wrapped
 
 # Who logs metadata that is no UTF-8, and in which words; it is read as Latin-1 then.
 _METADATA_LOGGER, _NO_TEXT = "grpc._cython.cygrpc", "Invalid encoding on"
@@ -100,20 +101,23 @@ def _unary(answer: Answer) -> Answer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.error)
         return await answer(request, context)
 
-    return guarded
+    return letting_go(guarded)
 
 
 def _stream(answer: Answer) -> Answer:
-    async def checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
-            if isinstance(request, _Malformed):
-                raise InvalidInputError(request.error)
-            yield request
+    async def checked(requests: Any) -> AsyncGenerator[Any]:
+        # Of a stream that is not read to its end gRPC's reader would keep itself, and a message.
+        async with aclosing(aiter(requests)) as received:
+            async for request in received:
+                if isinstance(request, _Malformed):
+                    raise InvalidInputError(request.error)
+                yield request
 
     async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
         try:
-            await answer_stream(answer, checked(requests), context)
+            async with aclosing(checked(requests)) as sound:
+                await answer_stream(answer, sound, context)
         except InvalidInputError as failure:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure))
 
-    return guarded
+    return letting_go(guarded)

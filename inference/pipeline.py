@@ -16,11 +16,12 @@ has batchers of its own. Everything here lives on one event loop.
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from opentelemetry import trace
@@ -30,6 +31,7 @@ from inference.admission import Admission
 from inference.batcher import Batcher
 from inference.engine import Embeddings, Engine, Pixels, TextEngine
 from inference.errors import (
+    EmbeddingError,
     EngineMemoryError,
     InvalidInputError,
     UnavailableError,
@@ -106,6 +108,14 @@ class _Waiting:
 
 _Path = dict[Lane, Batcher[_Waiting, Outcome]]
 """One kind of input: the batchers of its tower; one for both lanes where a run serves both."""
+
+
+class _Way(NamedTuple):
+    """Where an item goes, what waits there, and how long it is."""
+
+    path: _Path
+    given: Given
+    size_bytes: int
 
 
 class Pipeline:
@@ -198,7 +208,7 @@ class Pipeline:
             UnavailableError: The engine hangs, or fails on everything.
             InferenceError: The model failed.
         """
-        return await self._embed(*self._way_of(data), lane, wait=wait)
+        return await self._embed(self._way_of(data), lane, wait=wait)
 
     async def embed_text(self, text: str, lane: Lane, *, wait: bool = False) -> Embedded:
         """Embeds one text; like `embed`.
@@ -206,7 +216,7 @@ class Pipeline:
         Raises:
             UnsupportedError: The model has no text tower.
         """
-        return await self._embed(*self._way_of(text), lane, wait=wait)
+        return await self._embed(self._way_of(text), lane, wait=wait)
 
     async def embed_all(
         self,
@@ -231,7 +241,7 @@ class Pipeline:
         """
         ways = [self._way_of(item) for item in items]
         if wait:
-            tasks = [asyncio.create_task(self._embed(*way, lane, wait=True)) for way in ways]
+            tasks = [asyncio.create_task(self._embed(way, lane, wait=True)) for way in ways]
         else:
             try:
                 self._check_health()
@@ -240,9 +250,10 @@ class Pipeline:
                 for _ in items:
                     observation.rejected(error)
                 raise
-            tasks = [asyncio.create_task(self._admitted(*way, lane)) for way in ways]
-            for task in tasks:  # a task that is cancelled before it starts has no `finally`
-                task.add_done_callback(lambda _: self._admission.leave(lane))
+            tasks = [asyncio.create_task(self._admitted(way, lane)) for way in ways]
+            for task, way in zip(tasks, ways, strict=True):
+                # A task that is cancelled before it starts has no `finally`.
+                task.add_done_callback(partial(self._leave, way, lane))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for number, task in enumerate(tasks):
@@ -253,6 +264,7 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            del task, tasks  # an error that is raised holds this frame: not the frame the error
 
     async def warm_up(self) -> None:
         """Runs the towers on one of their threads until they are at full speed.
@@ -307,7 +319,7 @@ class Pipeline:
         for threads in self._threads.values():
             threads.stop()
 
-    async def _embed(self, path: _Path, given: Given, lane: Lane, *, wait: bool) -> Embedded:
+    async def _embed(self, way: _Way, lane: Lane, *, wait: bool) -> Embedded:
         try:
             self._check_health()
             if wait:
@@ -318,12 +330,16 @@ class Pipeline:
             observation.rejected(error)
             raise
         try:
-            return await self._admitted(path, given, lane)
+            return await self._admitted(way, lane)
         finally:
-            self._admission.leave(lane)
+            self._leave(way, lane)
 
-    async def _admitted(self, path: _Path, given: Given, lane: Lane) -> Embedded:
+    def _leave(self, way: _Way, lane: Lane, _: object = None) -> None:
+        self._admission.leave(lane, way.size_bytes)
+
+    async def _admitted(self, way: _Way, lane: Lane) -> Embedded:
         """Embeds one item that holds a slot."""
+        path, given, _ = way
         decode_s = queue_s = 0.0
         early = self._decoders if callable(given) else None
         observed = Observation(lane, "queue" if early is None else "decode")
@@ -340,7 +356,10 @@ class Pipeline:
             if callable(given):
                 observed.entered("decode", since=taken + outcome.prepare_after_s)
             if isinstance(outcome.embedding, Exception):
-                raise outcome.embedding  # noqa: TRY301 - observed like what is raised elsewhere
+                try:
+                    raise outcome.embedding  # observed like what is raised elsewhere
+                finally:
+                    del outcome, batched  # the error holds this frame: not the frame the error
             if callable(given):
                 decode_s = outcome.prepare_s
                 observed.decoded(observed.since, decode_s)
@@ -348,6 +367,7 @@ class Pipeline:
             observed.embedded(queue_s=queue_s, inference_s=outcome.inference_s)
         except BaseException as error:
             observed.failed(error)
+            _forget_frames(error)
             raise
         finally:
             observed.left()
@@ -448,18 +468,33 @@ class Pipeline:
             for batcher in self._batchers():
                 batcher.abandon(_lost())
 
-    def _way_of(self, item: Buffer | Pixels | str) -> tuple[_Path, Given]:
+    def _way_of(self, item: Buffer | Pixels | str) -> _Way:
         if isinstance(item, bytes | memoryview):
-            return self._images, partial(self._prepare_image, item)
+            return _Way(self._images, partial(self._prepare_image, item), len(item))
         if isinstance(item, np.ndarray):
-            return self._images, item
+            return _Way(self._images, item, item.nbytes)
         if self._texts is None or self._prepare_text is None:
             raise UnsupportedError("The model that is served here has no text tower.")
-        return self._texts, partial(self._prepare_text, item)
+        return _Way(self._texts, partial(self._prepare_text, item), len(item))
 
     def _batchers(self) -> set[Batcher[_Waiting, Outcome]]:
         paths = [self._images] if self._texts is None else [self._images, self._texts]
         return {batcher for path in paths for batcher in path.values()}
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Lets an error, and what caused it, let go of the frames through which it came.
+
+    They hold the item, and its whole batch, and the error itself: all would stay until the
+    collector looks at what is old, which a burst of large pictures does not make it do. Of what is
+    no error of ours, where it came from is kept as text, for the log.
+    """
+    if not isinstance(error, EmbeddingError | asyncio.CancelledError):
+        error.add_note("".join(traceback.format_exception(error)))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 def _lost() -> UnavailableError:
@@ -470,7 +505,10 @@ def _lost() -> UnavailableError:
 
 def _raise_named(error: BaseException | None, name: str) -> None:
     """Raises an error of one item of a batch; where the item is at fault, by its name."""
-    if isinstance(error, InvalidInputError):
-        raise InvalidInputError(f"{name}: {error}") from error
-    if error is not None:
-        raise error
+    try:
+        if isinstance(error, InvalidInputError):
+            raise InvalidInputError(f"{name}: {error}") from error
+        if error is not None:
+            raise error
+    finally:
+        del error  # it holds this frame: not the frame the error

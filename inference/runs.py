@@ -152,17 +152,19 @@ class Watch:
         hung = False
         timer: asyncio.TimerHandle
 
-        def look() -> None:
+        # Is given itself: a function that knew itself would keep all that was run, by way of
+        # `began`, until the collector comes.
+        def look(again: Callable[..., None]) -> None:
             nonlocal timer, hung
             since = began()
             left_s = limit_s if since is None else since + limit_s - time.perf_counter()
             if left_s > 0:
-                timer = loop.call_later(left_s, look)
+                timer = loop.call_later(left_s, again, again)
             else:
                 hung = True
                 self._health.hung(limit_s)
 
-        timer = loop.call_later(limit_s, look)
+        timer = loop.call_later(limit_s, look, look)
         try:
             return await threads.run(call, abandon=True)
         finally:

@@ -19,6 +19,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from inference import logs
+from inference.handlers import letting_go
 
 _tracer = trace.get_tracer("mapseek.rpc")
 
@@ -151,7 +152,7 @@ def _traced(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
         with _serving(method, servicer):
             return await behavior(request, servicer)
 
-    return answer
+    return letting_go(answer)
 
 
 @contextmanager

@@ -191,6 +191,24 @@ async def test_a_crowd_has_passed_when_nobody_is_inside(how: str) -> None:
     assert again.done(), "a thousand one by one are many, too"
 
 
+async def test_a_few_large_items_are_many() -> None:
+    admission = Admission(2, reserved=0)
+    passed = asyncio.create_task(admission.many_passed())
+    for _ in range(16):
+        await quiet()
+        assert not passed.done()
+        admission.try_enter(INTERACTIVE)
+        admission.leave(INTERACTIVE, 16 * 1024 * 1024)
+    await passed
+
+    again = asyncio.create_task(admission.many_passed())
+    admission.try_enter(INTERACTIVE)
+    admission.leave(INTERACTIVE, 16 * 1024 * 1024)
+    await quiet()
+    assert not again.done(), "those before have been counted"
+    again.cancel()
+
+
 async def test_a_crowd_that_is_still_inside_at_the_thousandth_has_yet_to_pass() -> None:
     admission = Admission(2, reserved=0)
     for _ in range(998):

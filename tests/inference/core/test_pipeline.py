@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -196,6 +198,36 @@ async def test_a_batch_that_does_not_fit_is_split_until_it_does(tmp_path: Path) 
     assert max(len(batch) for batch in held.seen) > 1
     assert {one.batch_size for one in found} == {1}
     assert told == []  # that is no failure
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("arranged", "no_collector")
+@pytest.mark.parametrize("way", ["alone", "of a stream", "in a batch"])
+async def test_nothing_holds_a_picture_that_was_answered(tmp_path: Path, way: str) -> None:
+    pipeline, _ = real(save_model(tmp_path))
+
+    async def answer(files: list[bytes]) -> None:
+        if way == "in a batch":
+            await pipeline.embed_all(files, INTERACTIVE, name="images")
+        else:
+            for file in files:
+                await pipeline.embed(file, BULK, wait=way == "of a stream")
+
+    sound, damaged = encoded(scene(200, 90), "PNG"), b"no picture" * 10
+    async with running(pipeline):
+        held = sys.getrefcount(sound), sys.getrefcount(damaged)
+        await answer([sound, sound])
+        with pytest.raises(InvalidInputError):
+            await answer([sound, damaged])
+        # Threads and loops let go of it when they are done, which is after the answer.
+        await until(lambda: (sys.getrefcount(sound), sys.getrefcount(damaged)) == held)
 
 
 async def test_a_full_server_refuses_at_once_and_lets_streams_wait(

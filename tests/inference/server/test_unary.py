@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -12,12 +14,24 @@ from hypothesis import strategies as st
 from mapseek.v1 import embedding_pb2 as pb
 from mapseek.v1 import embedding_pb2_grpc
 
+from inference import telemetry
 from inference.errors import InferenceError
+from inference.fields import Buffer
 from inference.lanes import Lane
 from inference.pipeline import Pipeline
 from inference.server import RunningServer
 from inference.service import Backend, EmbeddingService, parse
-from tests.inference.server.fakes import GatedEngine, Start, Stub, manifest, picture, stub_of, until
+from inference.tracing import TracingServerInterceptor
+from tests.inference.server.fakes import (
+    GatedEngine,
+    Start,
+    Stub,
+    decode,
+    manifest,
+    picture,
+    stub_of,
+    until,
+)
 from tests.inference.server.reading import read_both_ways
 
 # Longer than anything here takes, shorter than anybody's patience: a hang becomes a failure.
@@ -37,6 +51,34 @@ async def test_embed_answers_with_the_embedding_its_model_and_its_timings(stub: 
     assert response.embedding.model_id == "fake@43602d44172a"
     assert response.timings.batch_size == 1
     assert response.timings.inference_ms > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_calls_per_client": 9}])
+@pytest.mark.parametrize("traced", [False, True])
+async def test_nothing_holds_the_image_of_a_call_that_was_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], *, traced: bool
+) -> None:
+    images: list[object] = []
+    nobodys = [object()]
+
+    def seen(data: Buffer) -> Any:
+        images.append(data)
+        return decode(data)
+
+    held = sys.getrefcount
+
+    monkeypatch.setattr("tests.inference.server.conftest.decode", seen)
+    if traced:
+        monkeypatch.setattr(telemetry, "server_interceptors", lambda: [TracingServerInterceptor()])
+    async with start(**settings) as server, stub_of(server) as stub:
+        await server.ready()
+        gc.disable()
+        try:
+            error = await status_of(stub.Embed(pb.EmbedRequest(image=b"bad" * 100)))
+            await until(lambda: held(images[0]) == held(nobodys[0]))
+        finally:
+            gc.enable()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_an_image_of_the_longest_length_fits_into_a_message(start: Start) -> None:
