@@ -24,6 +24,7 @@ from inference.client import ClientSettings, EmbeddingClient
 from inference.errors import StartupError
 from tests.bot.cli.toy import ToyProcess, ToyServer, toy_server
 from tests.bot.importer.exports import picture_bytes
+from tests.inference.server.fakes import until
 
 ARCHIVE = Path("mapseek.db")
 OLD, NEW = "toy@43602d44172a", "new@43602d44172a"
@@ -113,8 +114,10 @@ async def test_stopping_keeps_what_is_embedded(
     await index(server, maps)
     new_server.engine.limit(40)
     async with client_of(new_server) as client, EmbeddedArchive(ARCHIVE) as archive:
-        run = asyncio.create_task((await reembedder(archive, client)).run())
+        first = await reembedder(archive, client)
+        run = asyncio.create_task(first.run())
         await asyncio.to_thread(new_server.engine.spent.wait, 60)
+        await until(lambda: first.progress.embedded > 0)  # the answers may still be on their way
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
