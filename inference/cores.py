@@ -4,10 +4,8 @@ import math
 import os
 from pathlib import Path
 
-_ROOT = Path("/")
 
-
-def usable_cores(root: Path = _ROOT) -> int:
+def usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may keep busy; at least one.
 
     A container may run on all cores of its machine and yet be stopped for the rest of each tenth

@@ -71,7 +71,7 @@ def wrapped(
     else:
         return handler  # type: ignore[no-any-return]  # it is what came in
     around: Handler = make(
-        answer,
+        letting_go(answer),
         request_deserializer=parse or handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )

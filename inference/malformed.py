@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from inference.errors import InvalidInputError
 from inference.fields import Bound
-from inference.handlers import Answer, Continue, Handler, answer_stream, letting_go, wrapped
+from inference.handlers import Answer, Continue, Handler, answer_stream, wrapped
 
 # Who logs metadata that is no UTF-8, and in which words; it is read as Latin-1 then.
 _METADATA_LOGGER, _NO_TEXT = "grpc._cython.cygrpc", "Invalid encoding on"
@@ -101,7 +101,7 @@ def _unary(answer: Answer) -> Answer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.error)
         return await answer(request, context)
 
-    return letting_go(guarded)
+    return guarded
 
 
 def _stream(answer: Answer) -> Answer:
@@ -120,4 +120,4 @@ def _stream(answer: Answer) -> Answer:
         except InvalidInputError as failure:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(failure))
 
-    return letting_go(guarded)
+    return guarded

@@ -1,5 +1,4 @@
 import asyncio
-import gc
 import sys
 import threading
 import time
@@ -198,14 +197,6 @@ async def test_a_batch_that_does_not_fit_is_split_until_it_does(tmp_path: Path) 
     assert max(len(batch) for batch in held.seen) > 1
     assert {one.batch_size for one in found} == {1}
     assert told == []  # that is no failure
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("arranged", "no_collector")
